@@ -1,0 +1,54 @@
+"""The codecs of format 1.0: layout and numpy decoding. See `Codec` for what one offers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from tolkit_formats.codecs.base import Codec, shown, shown_name
+from tolkit_formats.codecs.fourbit import FOUR_BIT_NAMES, FourBit
+from tolkit_formats.codecs.int8 import Int8
+from tolkit_formats.codecs.raw import Raw
+from tolkit_formats.codecs.svd import Svd
+from tolkit_formats.errors import BundleError, UnsupportedVersionError
+
+__all__ = ["CODECS", "Codec", "FourBit", "Int8", "Raw", "Svd", "codec_from_json", "codec_label"]
+
+
+def codec_from_json(params: Mapping[str, object], hidden_size: int) -> Codec:
+    """The codec a manifest names, for rows of `hidden_size` values.
+
+    Raises:
+        BundleError: a parameter is missing, unknown or out of range; the message names it.
+        UnsupportedVersionError: the name is not a codec of this version.
+    """
+    if not isinstance(params, Mapping):
+        raise BundleError(f"codec: expected an object, got {shown(params)}")
+    name = params.get("name")
+    if not isinstance(name, str):
+        raise BundleError(f"codec, name: expected a string, got {shown(name)}")
+    if name not in CODECS:
+        known = ", ".join(sorted(CODECS))
+        raise UnsupportedVersionError(
+            f"codec {shown_name(name)}: unknown to this version, expected one of {known}",
+            hint="a newer tolkit may read it",
+        )
+    return CODECS[name](params, hidden_size)
+
+
+def codec_label(codec: Codec) -> str:
+    """A codec in a few characters: ``nf4``, ``rank 512 x int8``, ``f16``."""
+    if isinstance(codec, Svd):
+        return f"rank {codec.rank} x {codec_label(codec.inner)}"
+    return codec.dtype if isinstance(codec, Raw) else codec.name
+
+
+def _svd_from_json(params: Mapping[str, object], width: int) -> Codec:
+    return Svd.from_json(params, width, codec_from_json)
+
+
+CODECS: Mapping[str, Callable[[Mapping[str, object], int], Codec]] = {
+    "raw": Raw.from_json,
+    "int8": Int8.from_json,
+    **{name: FourBit.from_json for name in FOUR_BIT_NAMES},
+    "svd": _svd_from_json,
+}

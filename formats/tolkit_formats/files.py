@@ -1,0 +1,385 @@
+"""The one I/O layer: every open, write, fsync, replace and unlink that publishing depends on.
+
+Publish order (SPEC section 9): data files are written and fsynced in a sibling work folder, the
+manifest last; one rename of the folder to its final name; fsync of the parent. Published files
+are never opened for writing again.
+
+`set_fault_hook` lets tests stop the process, or fail a call, at any of these calls.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tolkit_formats.errors import InputError, OutputExistsError, ResourceError, TolError
+
+__all__ = [
+    "FileWriter",
+    "aside_of",
+    "bytes_view",
+    "claim_dir",
+    "fsync_dir",
+    "list_dir",
+    "lock",
+    "make_dir",
+    "map_bytes",
+    "publish_dir",
+    "read_bytes",
+    "read_chunks",
+    "remove_tree",
+    "replace",
+    "replacing",
+    "require_free",
+    "require_regular",
+    "scratch_array",
+    "set_fault_hook",
+    "unlink",
+    "write_atomic",
+]
+
+Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
+FaultHook = Callable[[str, str], None]
+
+_fault_hook: FaultHook | None = None
+
+# What the environment, not the user's input, is to blame for.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def set_fault_hook(hook: FaultHook | None) -> None:
+    """Call `hook(operation, path)` before and after every I/O call (tests only); None removes it.
+
+    Operations: open, write, write-half (half of a buffer is out), fsync, replace, unlink, mkdir,
+    fsync-dir, map, read; each again with the suffix ``-done`` afterwards.
+    """
+    global _fault_hook
+    _fault_hook = hook
+
+
+def _fault(operation: str, path: str | Path) -> None:
+    if _fault_hook is not None:
+        _fault_hook(operation, str(path))
+
+
+def _free_bytes(path: Path) -> int | None:
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None
+
+
+@contextmanager
+def _operation(name: str, path: Path, *, needed_bytes: int = 0) -> Iterator[None]:
+    """Run one I/O call between its fault points, with errors in the user's words."""
+    try:
+        _fault(name, path)
+        yield
+        _fault(f"{name}-done", path)
+    except OSError as error:
+        raise _explain(error, name, path, needed_bytes) from error
+
+
+def _explain(error: OSError, name: str, path: Path, needed_bytes: int) -> TolError:
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    if error.errno in _FULL:
+        free = _free_bytes(path)
+        room = "" if free is None else f", {free:,} bytes free"
+        need = f", {needed_bytes:,} bytes needed" if needed_bytes else ""
+        return ResourceError(
+            f"{path}: {reason.lower()} while writing{need}{room}",
+            hint="free space or choose another output folder, then run the same command again",
+        )
+    if name in {"read", "map"} and error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}:
+        return InputError(f"{path}: {reason.lower()}")
+    return ResourceError(f"{path}: {reason.lower()} ({name})")
+
+
+def bytes_view(buffer: Buffer) -> memoryview:
+    """Any C-contiguous buffer as a flat view of its bytes."""
+    data: Any = buffer
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
+class FileWriter:
+    """A new file written front to back; `close` fsyncs. A context manager.
+
+    Leaving the context with an error closes the file without fsync; the caller's work folder is
+    what makes a half-written file harmless.
+    """
+
+    def __init__(self, path: Path, *, expected_bytes: int = 0) -> None:
+        self.path = Path(path)
+        self.written_bytes = 0
+        self._expected_bytes = expected_bytes
+        with _operation("open", self.path, needed_bytes=expected_bytes):
+            self._fd = os.open(
+                self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
+            )
+
+    def write(self, buffer: Buffer) -> None:
+        """Append all of `buffer` (bytes-like or a C-contiguous array)."""
+        view = bytes_view(buffer)
+        with _operation("write", self.path, needed_bytes=self._expected_bytes):
+            if _fault_hook is not None and len(view) > 1:
+                half = len(view) // 2
+                self._write_all(view[:half])
+                _fault("write-half", self.path)
+                self._write_all(view[half:])
+            else:
+                self._write_all(view)
+        self.written_bytes += len(view)
+
+    def _write_all(self, view: memoryview) -> None:
+        while len(view):
+            view = view[os.write(self._fd, view) :]
+
+    def close(self) -> None:
+        """Fsync and close. Calling it again does nothing."""
+        if self._fd >= 0:
+            fd, self._fd = self._fd, -1
+            try:
+                with _operation("fsync", self.path, needed_bytes=self._expected_bytes):
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.close()
+        elif self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`: what was written there replaces `path`, or goes on errors."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_atomic(path: Path, data: Buffer) -> None:
+    """Make `path` hold `data`, all or nothing (temporary file, fsync, replace, fsync folder)."""
+    path = Path(path)
+    view = bytes_view(data)
+    with replacing(path) as temporary:
+        with FileWriter(temporary, expected_bytes=len(view)) as writer:
+            writer.write(view)
+
+
+def replace(source: Path, destination: Path) -> None:
+    """Rename `source` over `destination` (files, or a folder to a free name)."""
+    with _operation("replace", destination):
+        os.replace(source, destination)
+
+
+def unlink(path: Path) -> None:
+    """Remove one file; a missing one is fine."""
+    with _operation("unlink", path):
+        Path(path).unlink(missing_ok=True)
+
+
+def make_dir(path: Path) -> None:
+    """Create a folder (parents too); an existing one is fine."""
+    with _operation("mkdir", path):
+        Path(path).mkdir(parents=True, exist_ok=True)
+
+
+def claim_dir(path: Path, marker: str) -> None:
+    """Make a work folder, or take over an unfinished run's, known by a file named `marker`.
+
+    Raises:
+        OutputExistsError: something else has this name; it is left alone.
+    """
+    ours = path.is_dir() and not path.is_symlink()
+    if ours and any(path.iterdir()) and not (path / marker).is_file():
+        ours = False
+    if not ours and (path.exists() or path.is_symlink()):
+        raise OutputExistsError(
+            f"{path}: is in the way and no work folder of an interrupted run, left alone",
+            hint="move it away, or choose another output",
+        )
+    make_dir(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a work folder and all in it. Links are removed, never followed."""
+    if not path.exists() and not path.is_symlink():
+        return
+    with _operation("unlink", path):
+        shutil.rmtree(path)
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the names in a folder durable."""
+    with _operation("fsync-dir", path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def aside_of(destination: Path) -> Path:
+    """Where `publish_dir` puts what it replaces for a moment."""
+    return destination.with_name(destination.name + ".replaced")
+
+
+def publish_dir(work: Path, destination: Path, *, force: bool) -> None:
+    """Give the finished folder `work` its final name.
+
+    With `force` an existing destination is first renamed aside (``NAME.replaced``) and removed
+    after the new one is in place: at any moment the old, the new or no folder has the name.
+    """
+    aside = aside_of(destination)
+    if force and destination.exists():
+        remove_tree(aside)
+        replace(destination, aside)
+    replace(work, destination)
+    fsync_dir(destination.parent)
+    if force:
+        remove_tree(aside)
+
+
+def require_regular(path: Path) -> int:
+    """Size in bytes of a regular file. InputError for anything else, links included."""
+    try:
+        status = path.lstat()
+    except OSError as error:
+        raise InputError(f"{path}: {os.strerror(error.errno or 0).lower()}") from error
+    if stat.S_ISLNK(status.st_mode):
+        raise InputError(f"{path}: is a link, expected a regular file")
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{path}: is not a regular file")
+    return status.st_size
+
+
+def read_bytes(path: Path, *, limit_bytes: int) -> bytes:
+    """Whole content of a small file; InputError when it is larger than `limit_bytes`."""
+    path = Path(path)
+    with _operation("read", path):
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise InputError(f"{path}: larger than the limit of {limit_bytes:,} bytes")
+    return data
+
+
+def read_chunks(path: Path, chunk_bytes: int) -> Iterator[bytes]:
+    """A file front to back in pieces of at most `chunk_bytes`."""
+    with _operation("read", path):
+        file = path.open("rb")
+    with file:
+        while True:
+            with _operation("read", path):
+                chunk = file.read(chunk_bytes)
+            if not chunk:
+                return
+            yield chunk
+
+
+def list_dir(path: Path) -> list[Path]:
+    """Entries of a folder, sorted."""
+    with _operation("read", path):
+        return sorted(path.iterdir())
+
+
+def map_bytes(path: Path, *, random_access: bool = False) -> npt.NDArray[np.uint8]:
+    """The file as a read-only U8 array backed by the page cache, not by anonymous memory."""
+    path = Path(path)
+    with _operation("map", path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            length = os.fstat(fd).st_size
+            if length == 0:
+                return np.empty(0, np.uint8)
+            mapped = mmap.mmap(fd, length, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+    if random_access:
+        mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, np.uint8)
+
+
+def scratch_array(
+    path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]
+) -> np.memmap[Any, np.dtype[Any]]:
+    """A writable array in a new file, for spilling; its disk space is reserved first.
+
+    Without the reservation a full disk would end the process with SIGBUS instead of an error.
+    """
+    size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    with _operation("write", path, needed_bytes=size_bytes):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            os.posix_fallocate(fd, 0, max(1, size_bytes))
+        finally:
+            os.close(fd)
+    return np.memmap(path, dtype, "r+", shape=shape)
+
+
+def require_free(folder: Path, needed_bytes: int) -> None:
+    """ResourceError when the file system of `folder` has less than 1.02 x `needed_bytes` left."""
+    free = _free_bytes(Path(folder).absolute())
+    if free is not None and free < 1.02 * needed_bytes:
+        raise ResourceError(
+            f"{folder}: not enough disk space, {needed_bytes:,} bytes needed, {free:,} bytes free",
+            hint="free space or choose another output folder",
+        )
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock file; ResourceError when another process holds it.
+
+    Only a courtesy: correctness rests on rename, because some network file systems grant the lock
+    to everybody.
+    """
+    with _operation("open", path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        busy = ResourceError(
+            f"{path.parent}: another process is writing here (lock {path.name})",
+            hint="wait for it to end, or choose another output",
+        )
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(fd), os.stat(path))
+        except OSError as error:
+            raise busy from error
+        if not held:  # its owner ended and removed the file after we had opened it
+            raise busy
+        yield
+    finally:
+        os.close(fd)

@@ -1,0 +1,106 @@
+"""Where a token's bytes lie: planes within a record, records within shards (SPEC section 4).
+
+record = planes in layer order, each [scales][codes] | zero padding | CRC-32 of all before it.
+Letters: N rows, S stride in bytes.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tolkit_formats.codecs import Codec
+from tolkit_formats.limits import BLOCK_ROWS, MAX_SHARD_BYTES, MAX_VOCAB_SIZE
+
+__all__ = ["CRC_BYTES", "Plane", "Tier", "crc_of_records", "lay_out", "seal_records"]
+
+CRC_BYTES = 4
+_STRIDE_MULTIPLE = 16
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One layer within a record: its codec and byte range."""
+
+    layer: int
+    codec: Codec
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Tier:
+    """A run of slots that share one record layout.
+
+    `first_slot`..`first_slot + num_rows` are its slots, `stride` the bytes of a record,
+    `rows_per_shard` the rows of every shard file but the last.
+    """
+
+    index: int
+    first_slot: int
+    num_rows: int
+    stride: int
+    rows_per_shard: int
+    planes: tuple[Plane, ...]
+
+    @property
+    def num_shards(self) -> int:
+        """Shard files of this tier."""
+        return -(-self.num_rows // self.rows_per_shard)
+
+    @property
+    def payload_bytes(self) -> int:
+        """Bytes of a record that planes occupy; zeros follow up to the CRC."""
+        return sum(plane.length for plane in self.planes)
+
+    def shard_name(self, shard: int) -> str:
+        """File name under tables/ of shard `shard`, counted from 0."""
+        return f"records-{self.index}-{shard + 1:05d}-of-{self.num_shards:05d}.safetensors"
+
+    def shard_rows(self, shard: int) -> int:
+        """Rows in shard `shard`."""
+        return min(self.rows_per_shard, self.num_rows - shard * self.rows_per_shard)
+
+
+def lay_out(
+    codecs: Sequence[tuple[int, Codec]],
+    num_rows: int,
+    *,
+    index: int = 0,
+    first_slot: int = 0,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Tier:
+    """The tier that holds `num_rows` records of these (layer, codec) planes.
+
+    A shard takes as many whole blocks of 1,024 rows as fit `max_shard_bytes`, 1 to 16,384.
+    """
+    planes = []
+    offset = 0
+    for layer, codec in codecs:
+        length = sum(codec.segments())
+        planes.append(Plane(layer, codec, offset, length))
+        offset += length
+    stride = -(-(offset + CRC_BYTES) // _STRIDE_MULTIPLE) * _STRIDE_MULTIPLE
+    blocks = max_shard_bytes // (stride * BLOCK_ROWS)
+    blocks = min(max(1, blocks), MAX_VOCAB_SIZE // BLOCK_ROWS)
+    return Tier(index, first_slot, num_rows, stride, blocks * BLOCK_ROWS, tuple(planes))
+
+
+def crc_of_records(records_NS: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
+    """CRC-32 (zlib's) of each record without its last four bytes."""
+    body = records_NS.shape[1] - CRC_BYTES
+    return np.fromiter(
+        (zlib.crc32(row[:body]) for row in np.ascontiguousarray(records_NS)),
+        np.uint32,
+        len(records_NS),
+    )
+
+
+def seal_records(records_NS: npt.NDArray[np.uint8]) -> None:
+    """Write each record's CRC into its last four bytes (little-endian), in place."""
+    crc = crc_of_records(records_NS).astype("<u4")
+    records_NS[:, -CRC_BYTES:] = crc.view(np.uint8).reshape(-1, CRC_BYTES)

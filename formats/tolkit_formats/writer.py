@@ -1,0 +1,327 @@
+"""Writing a bundle as a stream: rows in blocks, shards that survive a crash, one atomic publish.
+
+The work folder ``NAME.tol.partial`` holds ``bundle/`` (what will be published), ``work.json``
+(fingerprint of inputs and options, finished shards with their digests, notes of the caller) and
+scratch files of the caller. The same command finds its fingerprint there and continues; finished
+shards are hashed again before they are believed.
+
+Letters: N rows, S record stride.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace as with_fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tolkit_formats import files, strict_json
+from tolkit_formats.digests import file_digest, json_digest
+from tolkit_formats.errors import (
+    BundleError,
+    InputError,
+    NonFiniteError,
+    OutputExistsError,
+    TolError,
+)
+from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES, MAX_MANIFEST_BYTES
+from tolkit_formats.manifest import FileEntry, Manifest
+from tolkit_formats.manifest_rules import parse_manifest
+from tolkit_formats.records import Tier, seal_records
+from tolkit_formats.tensorfile import TensorStream, write_tensors
+
+__all__ = ["BundleWriter", "ShardWriter", "block_digests", "work_folder"]
+
+_WORK_VERSION = 2
+_LOCK = "lock"
+_STATE = "work.json"
+
+
+def work_folder(destination: Path) -> Path:
+    """Where the unfinished bundle for `destination` lives."""
+    return destination.with_name(destination.name + ".partial")
+
+
+def block_digests(path: Path) -> npt.NDArray[np.uint8]:
+    """SHA-256 of each 1 MiB block of a file, U8 [blocks, 32]."""
+    data = files.bytes_view(files.map_bytes(path))
+    blocks = [
+        np.frombuffer(hashlib.sha256(data[i : i + CHECKSUM_BLOCK_BYTES]).digest(), np.uint8)
+        for i in range(0, len(data), CHECKSUM_BLOCK_BYTES)
+    ]
+    return np.stack(blocks) if blocks else np.empty((0, 32), np.uint8)
+
+
+class BundleWriter:
+    """Builds one bundle in its work folder. A context manager; `publish` ends it.
+
+    Leaving with an error keeps finished shards for the next run of the same command and removes
+    everything half-written; when nothing was finished, or the error is one of the numbers
+    themselves, the work folder goes too.
+
+    Args:
+        destination: the NAME.tol folder to publish.
+        fingerprint: digest of inputs and options; a work folder with another one is discarded.
+        force: replace an existing destination when publishing.
+        restart: discard a work folder even if it fits.
+
+    Raises:
+        OutputExistsError: destination exists and not `force`.
+        ResourceError: another process is writing the same destination.
+    """
+
+    def __init__(
+        self, destination: Path, *, fingerprint: str, force: bool = False, restart: bool = False
+    ) -> None:
+        self.destination = Path(destination)
+        self.force = force
+        require_absent(self.destination, force=force)
+        self.work = work_folder(self.destination)
+        self.folder = self.work / "bundle"
+        files.claim_dir(self.work, _LOCK)
+        with ExitStack() as cleanup:
+            cleanup.enter_context(files.lock(self.work / _LOCK))
+            self._fingerprint = fingerprint
+            self._state = self._resume(fingerprint, restart)
+            self.resumed = bool(self._state["shards"] or self._state["notes"])
+            files.make_dir(self.folder / "tables")
+            self._cleanup = cleanup.pop_all()
+
+    # State that survives a crash.
+
+    def note(self, key: str) -> Any:
+        """What the caller remembered under `key` before a crash, or None."""
+        return self._state["notes"].get(key)
+
+    def remember(self, key: str, value: Any) -> None:
+        """Keep a JSON value across a crash (durable when this returns)."""
+        self._state["notes"][key] = value
+        self._save()
+
+    def _save(self) -> None:
+        state = {**self._state, "digest": json_digest(self._state)}
+        files.write_atomic(self.work / _STATE, strict_json.canonical(state))
+
+    def _resume(self, fingerprint: str, restart: bool) -> dict[str, Any]:
+        try:
+            data = files.read_bytes(self.work / _STATE, limit_bytes=MAX_MANIFEST_BYTES)
+            state = strict_json.parse(data, f"{self.work}/{_STATE}")
+        except (InputError, BundleError):
+            state = None
+        if restart or not _fits(state, fingerprint):
+            self._discard()
+            return _fresh_state(fingerprint)
+        assert isinstance(state, dict)
+        for path in sorted(self.work.rglob("*.tmp")):
+            files.unlink(path)
+        # Only finished shards are taken over; the rest is quickly written again, and what does
+        # not belong must not get into the file list.
+        for entry in _entries(self.folder):
+            if entry.name != "tables" or entry.is_symlink() or not entry.is_dir():
+                _remove(entry)
+        for entry in _entries(self.folder / "tables"):
+            if entry.name not in state["shards"]:
+                _remove(entry)
+        return state
+
+    def start_over(self) -> None:
+        """Forget finished shards and notes: what they rested on turned out damaged."""
+        self._discard()
+        self._state = _fresh_state(self._fingerprint)
+        self.resumed = False
+        files.make_dir(self.folder / "tables")
+
+    def _discard(self) -> None:
+        """Empty the work folder but for the lock, which marks it as ours until the end."""
+        for entry in _entries(self.work):
+            if entry.name != _LOCK:
+                _remove(entry)
+
+    # Files.
+
+    def put_file(self, name: str, data: bytes) -> None:
+        """Write a root file (config.json, README.md...)."""
+        files.write_atomic(self.folder / name, data)
+
+    def put_tensors(
+        self, name: str, tensors: Mapping[str, tuple[str, npt.NDArray[np.generic]]]
+    ) -> None:
+        """Write a safetensors file: name -> (dtype, array)."""
+        write_tensors(self.folder / name, tensors)
+
+    def path(self, name: str) -> Path:
+        """Where a file of the bundle is being prepared, for callers that stream it themselves."""
+        return self.folder / name
+
+    # Shards.
+
+    def shard_done(self, tier: Tier, shard: int) -> bool:
+        """Whether a shard was finished by an earlier run and still has its digest."""
+        name = tier.shard_name(shard)
+        known = self._state["shards"].get(name)
+        path = self.folder / "tables" / name
+        if not known or not path.is_file() or path.stat().st_size != known["bytes"]:
+            return False
+        return file_digest(path) == str(known["sha256"])
+
+    def open_shard(self, tier: Tier, shard: int) -> ShardWriter:
+        """Start shard `shard` of `tier`; write its rows in order, then close."""
+        return ShardWriter(self, tier, shard)
+
+    def _shard_finished(self, tier: Tier, shard: int, size_bytes: int, sha256: str) -> None:
+        name = tier.shard_name(shard)
+        self._state["shards"][name] = {"bytes": size_bytes, "sha256": sha256}
+        self._save()
+
+    # The end.
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Complete `manifest` with the file list, write it last, and give the folder its name.
+
+        Returns:
+            the manifest as published, identity set.
+        """
+        tables = self.folder / "tables"
+        checksums = {
+            path.name: ("U8", block_digests(path))
+            for path in sorted(tables.iterdir())
+            if path.name != "checksums.safetensors"
+        }
+        write_tensors(tables / "checksums.safetensors", checksums)
+        entries = {}
+        for path in sorted([*self.folder.iterdir(), *tables.iterdir()]):
+            if path.is_file():
+                name = str(path.relative_to(self.folder))
+                entries[name] = FileEntry(path.stat().st_size, self._digest_of(path))
+        entries.pop("tol.json", None)
+        manifest = with_fields(manifest, files=entries)
+        data, identity = manifest.to_bytes()
+        parse_manifest(data, f"{self.destination}/tol.json")  # nothing unreadable is published
+        files.fsync_dir(tables)
+        files.write_atomic(self.folder / "tol.json", data)
+        files.publish_dir(self.folder, self.destination, force=self.force)
+        self._end()
+        return with_fields(manifest, identity=identity)
+
+    def _digest_of(self, path: Path) -> str:
+        known = self._state["shards"].get(path.name)
+        return known["sha256"] if known else file_digest(path)
+
+    def __enter__(self) -> BundleWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        with self._cleanup:
+            if kind is None or not self.work.exists():
+                return
+            try:
+                # The same command would meet the same number again.
+                self._tidy(hopeless=issubclass(kind, NonFiniteError))
+            except (OSError, TolError):
+                return  # the error that brought us here is the one to report
+
+    def _tidy(self, *, hopeless: bool) -> None:
+        if hopeless or not (self._state["shards"] or self._state["notes"]):
+            self._end()
+            return
+        for path in sorted(self.work.rglob("*.tmp")):
+            files.unlink(path)
+
+    def _end(self) -> None:
+        """Remove the work folder, the lock last and still held."""
+        self._discard()
+        files.remove_tree(self.work)
+        self._cleanup.close()
+
+
+def _fresh_state(fingerprint: str) -> dict[str, Any]:
+    return {"version": _WORK_VERSION, "fingerprint": fingerprint, "shards": {}, "notes": {}}
+
+
+def _fits(state: object, fingerprint: str) -> bool:
+    """Whether parsed work.json is what was written, for the same inputs and options.
+
+    Takes its digest out.
+    """
+    if not isinstance(state, dict):
+        return False
+    digest = state.pop("digest", None)
+    same = (state.get("version"), state.get("fingerprint")) == (_WORK_VERSION, fingerprint)
+    return same and digest == json_digest(state)
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        files.remove_tree(entry)
+    else:
+        files.unlink(entry)
+
+
+class ShardWriter:
+    """One shard file, written block by block; a context manager."""
+
+    def __init__(self, bundle: BundleWriter, tier: Tier, shard: int) -> None:
+        self._bundle, self._tier, self._shard = bundle, tier, shard
+        self._path = bundle.folder / "tables" / tier.shard_name(shard)
+        self._temporary = self._path.with_name(f".{self._path.name}.tmp")
+        shape = (tier.shard_rows(shard), tier.stride)
+        self._stream = TensorStream(self._temporary, [("records", "U8", shape)])
+
+    def write(self, records_NS: npt.NDArray[np.uint8]) -> None:
+        """Append records: planes in place, zeros behind them. Their CRC is filled in here."""
+        assert records_NS.shape[1] == self._tier.stride, records_NS.shape
+        seal_records(records_NS)
+        self._stream.write(records_NS)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._stream.__exit__(kind, value, tb)
+        if kind is not None:
+            return
+        files.replace(self._temporary, self._path)
+        files.fsync_dir(self._path.parent)
+        size_bytes = self._path.stat().st_size
+        self._bundle._shard_finished(self._tier, self._shard, size_bytes, file_digest(self._path))
+
+
+def require_absent(destination: Path, *, force: bool) -> None:
+    """OutputExistsError when `destination` is there and must not be replaced."""
+    if destination.is_symlink() or (destination.exists() and not destination.is_dir()):
+        raise OutputExistsError(f"{destination}: exists and is not a bundle folder")
+    if destination.exists():
+        if not force:
+            raise OutputExistsError(
+                f"{destination}: already exists", hint="choose another name, or add --force"
+            )
+        if not (destination / "tol.json").is_file() and any(destination.iterdir()):
+            raise OutputExistsError(f"{destination}: is a folder but not a bundle, left alone")
+        aside = files.aside_of(destination)
+        if aside.exists() and not (aside / "tol.json").is_file():
+            raise OutputExistsError(
+                f"{aside}: is in the way of replacing {destination.name}, left alone",
+                hint="move it away, or choose another output",
+            )
+    if not destination.parent.is_dir():
+        raise InputError(f"{destination.parent}: no such folder")
