@@ -1,0 +1,250 @@
+"""The way every command makes a bundle: plan in, published folder and report out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tolkit import __version__
+from tolkit.card import bundle_card
+from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
+from tolkit.compress.encode import PlaneError, Shared, encode_rows
+from tolkit.compress.plan import EncodePlan, nominal_bits, shared_bytes
+from tolkit.parallel import block_pool
+from tolkit.progress import Progress
+from tolkit.sources import TableSource
+from tolkit_formats import digests, files
+from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
+from tolkit_formats.reader import shared_name
+from tolkit_formats.writer import BundleWriter, require_absent
+
+__all__ = ["BundleReport", "LayerReport", "Resources", "dry_run", "write_bundle"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How a bundle is written, nothing of which changes a bit of it.
+
+    Attributes:
+        threads: blocks at a time; None takes every usable CPU.
+        force: replace an existing output.
+        restart: discard what an interrupted run left instead of continuing it.
+    """
+
+    threads: int | None = None
+    force: bool = False
+    restart: bool = False
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    `relative_error` is ||decoded - table|| / ||table|| of the plane alone and
+    `running_sum_error` that of the sum of planes so far; None where nothing was encoded in this
+    run (copied planes, shards taken over from an interrupted run).
+    """
+
+    layer: int
+    status: str
+    into: int | None = None
+    codec: Mapping[str, object] | None = None
+    bytes_per_token: int = 0
+    shared_bytes: int = 0
+    relative_error: float | None = None
+    running_sum_error: float | None = None
+
+
+@dataclass(frozen=True)
+class BundleReport:
+    """What a command wrote. `path` is None after a dry run; bytes are then predictions."""
+
+    command: str
+    source: Path
+    path: Path | None
+    identity: str | None
+    layers: tuple[LayerReport, ...]
+    table_bytes: int
+    bundle_bytes: int | None
+    bits_per_value: float
+    nominal_bits_per_value: float
+    elapsed_s: float
+    resumed: bool = False
+    warnings: tuple[str, ...] = ()
+    checks: Mapping[str, float] = field(default_factory=dict)
+
+
+def write_bundle(
+    source: TableSource,
+    plan: EncodePlan,
+    destination: str | Path,
+    *,
+    command: str,
+    options: Mapping[str, Any],
+    weights_V: npt.NDArray[np.uint64] | None,
+    resources: Resources,
+    progress: Progress,
+) -> BundleReport:
+    """Encode `plan` and publish it as `destination`.
+
+    Args:
+        options: resolved options for the history; plain JSON, no paths.
+        weights_V: token counts that weight covariances, by token id; None weighs all equally.
+
+    Raises:
+        OutputExistsError, ResourceError, NonFiniteError and what the source raises.
+    """
+    started = time.monotonic()
+    destination = Path(destination)
+    require_absent(destination, force=resources.force)
+    files.require_free(destination.parent, plan.table_bytes)
+    for warning in plan.warnings:
+        progress.warn(warning)
+    origin = source.sources()
+    step = HistoryEntry(command, options, source.identity, f"tolkit {__version__}")
+    weights = None if weights_V is None else row_weights(weights_V)[_token_of_slot(source)]
+    fingerprint = digests.json_digest(
+        {
+            "step": {"command": command, "options": dict(options), "tool": step.tool},
+            "parent": source.identity,
+            "planes": plan.to_json(),
+            "embedding": origin.embedding,
+            "layers": [[d.norm, d.ffn] for d in origin.layers],
+            "weights": _counts_digest(weights_V),
+            "torch": torch.__version__,
+        }
+    )
+    with (
+        BundleWriter(
+            destination,
+            fingerprint=fingerprint,
+            force=resources.force,
+            restart=resources.restart,
+        ) as writer,
+        block_pool(resources.threads) as pool,
+    ):
+        forget_damaged(writer)
+        # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
+        _write_side_files(source, writer)
+        shared = fit_bases(source, plan, weights, writer, pool, progress)
+        errors = encode_rows(source, plan, shared, writer, pool, progress)
+        _write_bases(shared, writer)
+        manifest = Manifest(
+            vocab_size=source.vocab_size,
+            num_layers=source.num_layers,
+            hidden_size=source.hidden_size,
+            layers=plan.statuses,
+            tiers=(plan.tier,),
+            encoding=Encoding(plan.feedback_recorded, tuple(p.layer for p in plan.planes)),
+            sources=origin,
+            files={},
+            history=(*source.history, step),
+            mapped_slots=source.slot_of_token_V is not None,
+            combine=source.combine,
+            lookup_scale=source.lookup_scale,
+            out_of_range=source.out_of_range,
+        )
+        writer.put_file("README.md", bundle_card(manifest).encode())
+        source.require_unchanged()
+        published = writer.publish(manifest)
+    return BundleReport(
+        command=command,
+        source=source.path,
+        path=destination,
+        identity=published.identity,
+        layers=_layer_reports(plan, errors),
+        table_bytes=published.table_bytes,
+        bundle_bytes=published.bundle_bytes,
+        bits_per_value=published.bits_per_value,
+        nominal_bits_per_value=_nominal_bits(plan),
+        elapsed_s=time.monotonic() - started,
+        resumed=writer.resumed,
+        warnings=plan.warnings,
+    )
+
+
+def dry_run(source: TableSource, plan: EncodePlan, *, command: str) -> BundleReport:
+    """The report `write_bundle` would give, bytes predicted, nothing written."""
+    values = source.vocab_size * source.num_layers * source.hidden_size
+    return BundleReport(
+        command=command,
+        source=source.path,
+        path=None,
+        identity=None,
+        layers=_layer_reports(plan, {}),
+        table_bytes=plan.table_bytes,
+        bundle_bytes=None,
+        bits_per_value=8 * plan.table_bytes / values,
+        nominal_bits_per_value=_nominal_bits(plan),
+        elapsed_s=0.0,
+        warnings=plan.warnings,
+    )
+
+
+def _counts_digest(counts_V: npt.NDArray[np.uint64] | None) -> str | None:
+    return None if counts_V is None else digests.array_digest("U64", counts_V.shape, [counts_V])
+
+
+def _token_of_slot(source: TableSource) -> npt.NDArray[np.int64]:
+    if source.slot_of_token_V is None:
+        return np.arange(source.vocab_size)
+    return np.argsort(source.slot_of_token_V)
+
+
+def _write_bases(shared: Shared, writer: BundleWriter) -> None:
+    bases = {
+        shared_name(layer, name): ("F16", tensor.numpy())
+        for layer, tensors in shared.items()
+        for name, tensor in tensors.items()
+    }
+    if bases:
+        writer.put_tensors("tables/bases.safetensors", bases)
+
+
+def _write_side_files(source: TableSource, writer: BundleWriter) -> None:
+    """Everything but records, bases, checksums, card and manifest."""
+    for name, content in sorted(source.root_files().items()):
+        writer.put_file(name, content)
+    source.write_backbone(writer.path("backbone.safetensors"))
+    if source.slot_of_token_V is not None:
+        writer.put_tensors("tables/slots.safetensors", {"slots": ("U32", source.slot_of_token_V)})
+    if source.token_counts_V is not None:
+        counts = {"token_counts": ("U64", source.token_counts_V)}
+        writer.put_tensors("token_counts.safetensors", counts)
+
+
+def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[LayerReport, ...]:
+    planes = {p.layer: p for p in plan.planes}
+    reports = []
+    for layer, status in enumerate(plan.statuses):
+        plane = planes.get(layer)
+        if plane is None:
+            reports.append(LayerReport(layer, status.status, status.into))
+            continue
+        error = errors.get(layer)
+        measured = error is not None and error.own > 0
+        reports.append(
+            LayerReport(
+                layer,
+                status.status,
+                None,
+                plane.codec.to_json(),
+                sum(plane.codec.segments()),
+                shared_bytes(plane.codec),
+                error.relative_error if error and measured else None,
+                error.running_sum_error if error and measured else None,
+            )
+        )
+    return tuple(reports)
+
+
+def _nominal_bits(plan: EncodePlan) -> float:
+    """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
+    return sum(nominal_bits(p.codec) for p in plan.planes) / len(plan.statuses)

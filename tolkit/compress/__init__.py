@@ -1,0 +1,108 @@
+"""Making tables smaller: rank, bits, and fewer layers. Library entry points of the commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tolkit.compress.plan import plan_compress, plan_drop
+from tolkit.compress.spec import CompressSpec, DropSpec
+from tolkit.counts import load_counts
+from tolkit.progress import Progress, TqdmProgress
+from tolkit.sources import open_source
+
+if TYPE_CHECKING:
+    from tolkit.bundling import BundleReport, Resources
+
+__all__ = ["CompressSpec", "DropSpec", "compress", "drop_layers"]
+
+
+def compress(
+    source_path: str | Path,
+    out: str | Path,
+    spec: CompressSpec,
+    *,
+    resources: Resources | None = None,
+    dry: bool = False,
+    progress: Progress | None = None,
+) -> BundleReport:
+    """Write a smaller bundle from a bundle, or straight from a checkpoint.
+
+    From a checkpoint the full table is never written. The source is never changed.
+
+    Args:
+        source_path: NAME.tol or a checkpoint folder.
+        out: the NAME.tol folder to create.
+        spec: rank, codec, layers to drop, feedback, weights.
+        dry: report the plan with predicted bytes, write nothing.
+
+    Raises:
+        UsageError: a rank, layer or codec that cannot be had.
+        InputError, MismatchError, ResourceError: see their classes; nothing is published.
+    """
+    from tolkit.bundling import Resources, dry_run, write_bundle
+
+    source = open_source(source_path)
+    plan = plan_compress(source, spec)
+    if dry:
+        return dry_run(source, plan, command="compress")
+    counts_V = None
+    if spec.weights == "auto":
+        counts_V = source.token_counts_V
+    elif spec.weights != "none":
+        counts_V = load_counts(Path(spec.weights), source)
+    options = {
+        "rank": spec.rank,
+        "codec": spec.codec or "f16",
+        "drop": list(spec.drop),
+        "fold": spec.fold,
+        "feedback": spec.feedback,
+        "weights": "none" if counts_V is None else "counts",
+    }
+    return write_bundle(
+        source,
+        plan,
+        out,
+        command="compress",
+        options=options,
+        weights_V=counts_V,
+        resources=resources or Resources(),
+        progress=progress or TqdmProgress(),
+    )
+
+
+def drop_layers(
+    source_path: str | Path,
+    out: str | Path,
+    spec: DropSpec,
+    *,
+    resources: Resources | None = None,
+    dry: bool = False,
+    progress: Progress | None = None,
+) -> BundleReport:
+    """Write a bundle without some layers' tables, by default folded into the next kept one.
+
+    Args:
+        source_path: NAME.tol; a checkpoint goes through `compress` with `drop`.
+        out: the NAME.tol folder to create.
+
+    Raises:
+        UsageError: layers out of range, already gone, or all of them.
+        InputError, MismatchError, ResourceError: see their classes; nothing is published.
+    """
+    from tolkit.bundling import Resources, dry_run, write_bundle
+
+    source = open_source(source_path)
+    plan = plan_drop(source, spec)
+    if dry:
+        return dry_run(source, plan, command="drop-layers")
+    return write_bundle(
+        source,
+        plan,
+        out,
+        command="drop-layers",
+        options={"layers": list(spec.layers), "fold": spec.fold},
+        weights_V=source.token_counts_V,
+        resources=resources or Resources(),
+        progress=progress or TqdmProgress(),
+    )

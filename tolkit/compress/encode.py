@@ -1,0 +1,234 @@
+"""The row pass: every block of rows through all planes, bases fixed, records written as they come.
+
+N rows of a block, D hidden, S record stride.
+
+Error feedback over depth (LAB finding 1): the target of a plane is its table plus the carry, what
+earlier planes of the same rows lost, so the running sum X + T_0 + T_1 + ... stays right. The
+carry belongs to a row, which is why this pass streams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tolkit.compress.codecs import encoder_for
+from tolkit.compress.plan import EncodePlan, PlanePlan
+from tolkit.errors import NonFiniteError
+from tolkit.parallel import BlockPool
+from tolkit.progress import Progress
+from tolkit.sources import PlaneReader, TableSource
+from tolkit_formats.limits import BLOCK_ROWS
+from tolkit_formats.writer import BundleWriter
+
+__all__ = [
+    "WORK_ROWS",
+    "PlaneError",
+    "Shared",
+    "block_target",
+    "encode_block",
+    "encode_rows",
+    "row_blocks",
+]
+
+WORK_ROWS = BLOCK_ROWS // 2
+"""Rows one thread works on at a time: half a block, so that two threads hold one block of records.
+
+Matrix products may round differently for another number of rows, so this is part of what decides
+bits and never a function of the thread count.
+"""
+
+_HELD_BYTES = 64 << 20
+
+Shared = Mapping[int, Mapping[str, Tensor]]
+"""layer -> the plane's shared arrays (bases, float16)."""
+
+
+@dataclass
+class PlaneError:
+    """Sums of squares over all values of one plane.
+
+    Attributes:
+        own: of the table the plane stands for.
+        lost: of what a reader decodes minus that table.
+        carry: of the running sum's error after this plane.
+    """
+
+    own: float = 0.0
+    lost: float = 0.0
+    carry: float = 0.0
+
+    def add(self, other: PlaneError) -> None:
+        """Count another block in."""
+        self.own += other.own
+        self.lost += other.lost
+        self.carry += other.carry
+
+    @property
+    def relative_error(self) -> float:
+        """||decoded - table|| / ||table|| of this plane alone."""
+        return (self.lost / self.own) ** 0.5 if self.own else 0.0
+
+    @property
+    def running_sum_error(self) -> float:
+        """||decoded sum - table sum|| up to this plane, relative to this plane's ||table||."""
+        return (self.carry / self.own) ** 0.5 if self.own else 0.0
+
+
+@dataclass
+class _Block:
+    first: int
+    stop: int
+    records_NS: npt.NDArray[np.uint8]
+    carry_ND: Tensor | None = None
+
+
+def encode_rows(
+    source: TableSource,
+    plan: EncodePlan,
+    shared: Shared,
+    writer: BundleWriter,
+    pool: BlockPool,
+    progress: Progress,
+) -> dict[int, PlaneError]:
+    """Encode and write all rows; shards an earlier run finished are kept.
+
+    Memory: WORK_ROWS records a thread (more while they are small, see _blocks_at_once), one
+    layer's reader, the temporaries of a block a thread.
+
+    Returns:
+        errors by layer, over the rows encoded in this run.
+    """
+    tier = plan.tier
+    errors = {p.layer: PlaneError() for p in plan.planes}
+    with progress.task("encode", tier.num_rows * len(plan.planes), "rows") as task:
+        for shard in range(tier.num_shards):
+            start = shard * tier.rows_per_shard
+            stop = start + tier.shard_rows(shard)
+            if writer.shard_done(tier, shard):
+                task.advance((stop - start) * len(plan.planes))
+                continue
+            with writer.open_shard(tier, shard) as out:
+                for group in row_blocks(start, stop, _blocks_at_once(plan, source, pool.threads)):
+                    blocks = [
+                        _Block(first, end, np.zeros((end - first, tier.stride), np.uint8))
+                        for first, end in group
+                    ]
+                    for plane in plan.planes:
+                        task.note(f"layer {plane.layer}")
+                        _encode_plane(source, plan, plane, blocks, shared, pool, errors)
+                        task.advance(group[-1][1] - group[0][0])
+                    for block in blocks:
+                        out.write(block.records_NS)
+    return errors
+
+
+def _blocks_at_once(plan: EncodePlan, source: TableSource, threads: int) -> int:
+    """Blocks that take turns at each layer: a multiple of `threads`, so that reading a layer (its
+    weights widened to float32) serves as many rows as _HELD_BYTES of records and carries allow."""
+    block_bytes = WORK_ROWS * (plan.tier.stride + 4 * source.hidden_size)
+    return threads * max(1, _HELD_BYTES // (threads * block_bytes))
+
+
+def row_blocks(start: int, stop: int, threads: int) -> Iterator[list[tuple[int, int]]]:
+    """Runs of WORK_ROWS slots of start..stop, as many at a time as there are threads."""
+    firsts = range(start, stop, WORK_ROWS)
+    for i in range(0, len(firsts), threads):
+        yield [(first, min(first + WORK_ROWS, stop)) for first in firsts[i : i + threads]]
+
+
+def _encode_plane(
+    source: TableSource,
+    plan: EncodePlan,
+    plane: PlanePlan,
+    blocks: list[_Block],
+    shared: Shared,
+    pool: BlockPool,
+    errors: dict[int, PlaneError],
+) -> None:
+    (place,) = [p for p in plan.tier.planes if p.layer == plane.layer]
+    where = slice(place.offset, place.offset + place.length)
+    if plane.copy:
+        for block in blocks:
+            stored = source.stored_plane(plane.layer, block.first, block.stop)
+            block.records_NS[:, where] = stored
+        return
+    targets = block_target(source, plane, [(b.first, b.stop) for b in blocks], pool)
+
+    def encode(item: tuple[_Block, Tensor]) -> PlaneError:
+        block, own_ND = item
+        plane_NB, carried_ND, error = encode_block(
+            source,
+            plane,
+            own_ND,
+            block.carry_ND,
+            shared[plane.layer],
+            feedback=plan.feedback,
+            first_slot=block.first,
+        )
+        block.records_NS[:, where] = plane_NB.numpy()
+        block.carry_ND = carried_ND
+        return error
+
+    for error in pool.map(encode, zip(blocks, targets, strict=True)):
+        errors[plane.layer].add(error)
+
+
+def block_target(
+    source: TableSource, plane: PlanePlan, spans: list[tuple[int, int]], pool: BlockPool
+) -> list[Tensor]:
+    """For each span of slots the table `plane` stands for: the sum of its members, [N, D]."""
+    sums: list[Tensor] = []
+    for member in plane.members:
+        reader: PlaneReader = source.plane(member)
+        rows = pool.map(lambda span, read=reader: read(*span), spans)  # type: ignore[misc]
+        sums = rows if not sums else [a.add_(b) for a, b in zip(sums, rows, strict=True)]
+    return sums
+
+
+def encode_block(
+    source: TableSource,
+    plane: PlanePlan,
+    own_ND: Tensor,
+    carry_ND: Tensor | None,
+    shared: Mapping[str, Tensor],
+    *,
+    feedback: bool,
+    first_slot: int,
+) -> tuple[Tensor, Tensor, PlaneError]:
+    """Encode one block of a plane: table plus carry under feedback, the table alone without.
+
+    Args:
+        own_ND: the table's rows, float32 [N, D].
+        carry_ND: error of the running sum before this plane, tables minus decoded; None is zero.
+
+    Returns:
+        the plane's bytes U8 [N, B], the carry after it float32 [N, D], and the sums of squares.
+
+    Raises:
+        NonFiniteError: names layer and token.
+    """
+    summed_ND = own_ND if carry_ND is None else own_ND + carry_ND
+    try:
+        plane_NB, decoded_ND = encoder_for(plane.codec).encode(
+            summed_ND if feedback else own_ND, shared
+        )
+    except NonFiniteError as error:
+        token = "" if error.row is None else f", token {source.token_at(first_slot + error.row)}"
+        raise NonFiniteError(
+            f"{source.path}: layer {plane.layer}{token}: {error.message}",
+            hint="check the weights, or store wider: --dtype f32 or bf16",
+        ) from error
+    lost = _squares(decoded_ND - own_ND)
+    carried_ND = torch.sub(summed_ND, decoded_ND, out=decoded_ND)
+    return plane_NB, carried_ND, PlaneError(_squares(own_ND), lost, _squares(carried_ND))
+
+
+def _squares(values_ND: Tensor) -> float:
+    flat = values_ND.reshape(-1)
+    return float(torch.dot(flat, flat))

@@ -1,0 +1,240 @@
+"""From a source and a wish to a plan: every plane's codec and members, bytes known beforehand."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from tolkit.compress.fold import drop, members_of
+from tolkit.compress.spec import CompressSpec, DropSpec, named_codec, parse_ranks
+from tolkit.errors import UsageError
+from tolkit.sources import TableSource, lineage
+from tolkit_formats.codecs import Codec, Raw, Svd, codec_from_json
+from tolkit_formats.manifest import LayerStatus
+from tolkit_formats.records import Tier, lay_out
+from tolkit_formats.tensorfile import ITEM_BYTES
+
+__all__ = [
+    "EncodePlan",
+    "PlanePlan",
+    "is_lossy",
+    "nominal_bits",
+    "plan_build",
+    "plan_compress",
+    "plan_drop",
+    "shared_bytes",
+]
+
+
+@dataclass(frozen=True)
+class PlanePlan:
+    """One plane to write.
+
+    Attributes:
+        layer: original index.
+        codec: how it will be stored.
+        members: source planes whose sum it encodes, ascending.
+        copy: the stored bytes are taken over as they are; codec and members are the source's.
+    """
+
+    layer: int
+    codec: Codec
+    members: tuple[int, ...]
+    copy: bool = False
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """A whole bundle to write, decided before anything is computed.
+
+    Attributes:
+        planes: in encode order (layer order).
+        statuses: of all L layers.
+        feedback: whether a plane pays back what earlier planes lost.
+        feedback_recorded: what the manifest says of the result (copied planes included).
+        tier: the record layout.
+        table_bytes: predicted bytes under tables/, within a few headers' bytes.
+        warnings: what the user should know before it runs.
+    """
+
+    planes: tuple[PlanePlan, ...]
+    statuses: tuple[LayerStatus, ...]
+    feedback: bool
+    feedback_recorded: bool
+    tier: Tier
+    table_bytes: int
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> list[dict[str, object]]:
+        """The planes, for fingerprints."""
+        return [
+            {
+                "layer": p.layer,
+                "codec": p.codec.to_json(),
+                "members": list(p.members),
+                "copy": p.copy,
+            }
+            for p in self.planes
+        ]
+
+
+def is_lossy(codec: Codec) -> bool:
+    """Whether the codec is more than a number format."""
+    return not isinstance(codec, Raw)
+
+
+def plan_build(source: TableSource, dtype: str) -> EncodePlan:
+    """All layers, raw, exactly what the FFNs give."""
+    codec = named_codec(dtype, source.hidden_size)
+    planes = tuple(PlanePlan(i, codec, (i,)) for i in range(source.num_layers))
+    return _plan(source, planes, source.statuses, feedback=False, recorded=False, warnings=[])
+
+
+def plan_compress(source: TableSource, spec: CompressSpec) -> EncodePlan:
+    """Drop first, then give every kept layer its rank and codec.
+
+    Raises:
+        UsageError: layers or ranks out of range; feedback or folding where rows are not added to
+            the residual stream.
+    """
+    statuses = source.statuses
+    warnings = _lossy_warnings(source)
+    if spec.drop:
+        statuses = drop(statuses, spec.drop, fold=spec.fold, option="--drop")
+    members = members_of(source.statuses, statuses)
+    _require_residual(source, feedback=spec.feedback, fold=spec.fold and bool(spec.drop))
+    ranks = (
+        {} if spec.rank is None else parse_ranks(spec.rank, source.num_layers, source.hidden_size)
+    )
+    planes = []
+    for layer, summed in members.items():
+        codec = _codec(spec.codec or "f16", ranks.get(layer), source.hidden_size)
+        planes.append(PlanePlan(layer, codec, summed))
+    warnings += _break_even_warnings(source, {p.layer: ranks.get(p.layer) for p in planes})
+    return _plan(
+        source,
+        tuple(planes),
+        statuses,
+        feedback=spec.feedback,
+        recorded=spec.feedback and any(is_lossy(p.codec) for p in planes),
+        warnings=warnings,
+    )
+
+
+def plan_drop(source: TableSource, spec: DropSpec) -> EncodePlan:
+    """Leave layers out of a bundle; planes nothing changes for are copied as they are.
+
+    A plane that receives a dropped one is encoded again with its own codec, and so are those
+    after it for as long as there is a loss to pay back. A plain drop copies everything.
+    """
+    if source.identity is None:
+        raise UsageError(
+            f"{source.path}: is a checkpoint, drop-layers takes a bundle",
+            hint=f"run: tol build {source.path} -o B.tol, or tol compress with --drop",
+        )
+    if not spec.layers:
+        raise UsageError("--layers: names no layer")
+    statuses = drop(source.statuses, spec.layers, fold=spec.fold, option="--layers")
+    _require_residual(source, feedback=False, fold=spec.fold)
+    members = members_of(source.statuses, statuses)
+    planes = []
+    carrying = False  # whether an encoded plane before this one left a loss to pay back
+    for layer, summed in members.items():
+        codec = source.plane_codec(layer)
+        assert codec is not None
+        encode = carrying or len(summed) > 1
+        planes.append(PlanePlan(layer, codec, summed, copy=not encode))
+        carrying = encode and is_lossy(codec)
+    warnings = []
+    encoded = [p for p in planes if not p.copy]
+    if any(is_lossy(p.codec) for p in encoded):
+        warnings.append(
+            f"{source.path}: {len(encoded)} layers are encoded a second time "
+            f"({lineage(source.history)}); drop layers first, then compress, loses less"
+        )
+    if not spec.fold and any(is_lossy(p.codec) for p in planes):
+        warnings.append(
+            f"{source.path}: a plain drop from compressed tables leaves their running sum "
+            "without what the dropped layers paid back"
+        )
+    return _plan(
+        source, tuple(planes), statuses, feedback=spec.fold, recorded=spec.fold, warnings=warnings
+    )
+
+
+def _codec(name: str, rank: int | None, hidden_size: int) -> Codec:
+    if rank is None:
+        return named_codec(name, hidden_size)
+    inner = named_codec(name, rank).to_json()
+    return codec_from_json({"name": "svd", "rank": rank, "inner": inner}, hidden_size)
+
+
+def _plan(
+    source: TableSource,
+    planes: tuple[PlanePlan, ...],
+    statuses: tuple[LayerStatus, ...],
+    *,
+    feedback: bool,
+    recorded: bool,
+    warnings: list[str],
+) -> EncodePlan:
+    tier = lay_out([(p.layer, p.codec) for p in planes], source.vocab_size)
+    table_bytes = tier.stride * tier.num_rows
+    table_bytes += sum(shared_bytes(p.codec) for p in planes)
+    if source.slot_of_token_V is not None:
+        table_bytes += 4 * source.vocab_size
+    table_bytes += 32 * -(-table_bytes // (1 << 20))
+    return EncodePlan(planes, statuses, feedback, recorded, tier, table_bytes, tuple(warnings))
+
+
+def shared_bytes(codec: Codec) -> int:
+    """Bytes of the arrays all rows of a plane share."""
+    return sum(
+        math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in codec.shared_shapes().values()
+    )
+
+
+def nominal_bits(codec: Codec) -> float:
+    """Bits of codes per value of a row, without scales, bases and padding."""
+    if isinstance(codec, Svd):
+        return nominal_bits(codec.inner) * codec.rank / codec.width
+    if isinstance(codec, Raw):
+        return 8 * codec.segments()[1] // codec.width
+    return 8 if codec.name == "int8" else 4
+
+
+def _lossy_warnings(source: TableSource) -> list[str]:
+    kept = [i for i, status in enumerate(source.statuses) if status.status == "kept"]
+    codecs = [source.plane_codec(layer) for layer in kept]
+    lossy = sorted({codec.name for codec in codecs if codec is not None and is_lossy(codec)})
+    if not lossy:
+        return []
+    return [
+        f"{source.path}: its tables are already {', '.join(lossy)} ({lineage(source.history)}); "
+        "losses add up, compress the checkpoint or the raw tables instead"
+    ]
+
+
+def _break_even_warnings(source: TableSource, ranks: Mapping[int, int | None]) -> list[str]:
+    V, D = source.vocab_size, source.hidden_size
+    break_even = V * D / (V + D)
+    above = [layer for layer, rank in ranks.items() if rank is not None and rank > break_even]
+    if not above:
+        return []
+    rank = max(r for r in ranks.values() if r is not None)
+    return [
+        f"--rank: {rank} in {len(above)} layers is above the break-even V*D/(V+D) = "
+        f"{break_even:.0f}: coefficients and basis together are larger than the plane"
+    ]
+
+
+def _require_residual(source: TableSource, *, feedback: bool, fold: bool) -> None:
+    if source.combine == "residual_add" or not (feedback or fold):
+        return
+    what = "error feedback" if feedback else "folding"
+    raise UsageError(
+        f"{source.path}: rows are combined by {source.combine!r}, {what} needs rows that are added "
+        "to the residual stream",
+        hint="add --no-feedback" if feedback else "add --plain",
+    )

@@ -1,0 +1,235 @@
+"""Models ready to run: a checkpoint with its FFNs, or a bundle's backbone with table rows.
+
+V vocabulary, L layers, D hidden, n distinct token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tolkit.data import Tokenizer
+from tolkit.errors import (
+    BundleError,
+    CheckpointError,
+    MismatchError,
+    UnsupportedVersionError,
+)
+from tolkit.model import (
+    Decoder,
+    ModelConfig,
+    RowSource,
+    checkpoint_tensors,
+    decoder_from_tensors,
+    load_checkpoint,
+)
+from tolkit.model.files import expected_shapes, mapped_tensor
+from tolkit.sources import CheckpointSource, is_bundle
+from tolkit_formats import digests
+from tolkit_formats.manifest import Sources
+from tolkit_formats.reader import Bundle, open_bundle
+from tolkit_formats.tensorfile import TensorFile
+
+__all__ = ["BundleRows", "Runnable", "load_runnable", "require_partners"]
+
+_CACHE_BYTES = 1 << 30
+_BACKBONE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+class BundleRows:
+    """A bundle as the row source of a decoder: decoded on the CPU, each token once.
+
+    Args:
+        bundle: open bundle.
+        cache_bytes: decoded rows kept in memory (float32); a table larger than this is decoded
+            anew at every fetch.
+    """
+
+    def __init__(self, bundle: Bundle, *, cache_bytes: int = _CACHE_BYTES) -> None:
+        self.bundle = bundle
+        shape = (bundle.vocab_size, len(bundle.layer_ids), bundle.hidden_size)
+        self._cache_VLD = None
+        if 4 * int(np.prod(shape)) <= cache_bytes:
+            # Pages come to life when a row is written, so this costs what is used.
+            self._cache_VLD = np.empty(shape, np.float32)
+            self._known_V = np.zeros(bundle.vocab_size, bool)
+
+    def fetch(self, ids_n: Tensor) -> Sequence[Tensor | None]:
+        """Per layer float32 [n, D] on the CPU, None where the layer has no table."""
+        ids = ids_n.cpu().numpy()
+        rows_nLD = self._decoded(ids)
+        planes: list[Tensor | None] = [None] * self.bundle.num_layers
+        for i, layer in enumerate(self.bundle.layer_ids):
+            planes[layer] = torch.from_numpy(rows_nLD[:, i])
+        return planes
+
+    def _decoded(
+        self, ids: np.ndarray[tuple[int], np.dtype[np.int64]]
+    ) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
+        if self._cache_VLD is None:
+            return self.bundle.rows(ids)
+        fresh = ids[~self._known_V[ids]]
+        if len(fresh):
+            self._cache_VLD[fresh] = self.bundle.rows(fresh)
+            self._known_V[fresh] = True
+        return self._cache_VLD[ids]
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model that can score text.
+
+    Attributes:
+        kind: ``checkpoint`` or ``bundle``.
+        identity: a bundle's identity; a digest of all weights for a checkpoint.
+        rows: None where the model computes its own FFNs.
+        sources: digests of what the tables come from; None for dense checkpoints.
+    """
+
+    path: Path
+    kind: str
+    identity: str
+    model: Decoder
+    rows: RowSource | None
+    tokenizer: Tokenizer
+    sources: Sources | None
+    table_bytes: int | None = None
+    bits_per_value: float | None = None
+
+
+def load_runnable(path: str | Path) -> Runnable:
+    """Load a checkpoint folder or a bundle for running on the CPU in its stored dtype.
+
+    Raises:
+        InputError and its kin for what is missing or damaged; CheckpointError without tokenizer.
+    """
+    path = Path(path)
+    return _from_bundle(path) if is_bundle(path) else _from_checkpoint(path)
+
+
+def _from_checkpoint(path: Path) -> Runnable:
+    stored = checkpoint_tensors(path)
+    if not (path / "tokenizer.json").is_file():
+        raise _no_tokenizer(path)
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > stored.config.vocab_size:
+        raise MismatchError(
+            f"{tokenizer.where}: has {tokenizer.vocab_size} token ids, the model's vocabulary has "
+            f"{stored.config.vocab_size} rows",
+            hint="use the tokenizer the checkpoint was trained with",
+        )
+    model = load_checkpoint(path)
+    weights = {
+        name: digests.array_digest(
+            stored.info(name).dtype, stored.info(name).shape, [stored.array(name)]
+        )
+        for name in stored.names
+    }
+    return Runnable(
+        path=path,
+        kind="checkpoint",
+        identity=digests.json_digest(weights),
+        model=model,
+        rows=None,
+        tokenizer=tokenizer,
+        sources=CheckpointSource(path).sources() if stored.config.has_tables else None,
+    )
+
+
+def _from_bundle(path: Path) -> Runnable:
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    if manifest.combine != "residual_add" or manifest.lookup_scale != 1:
+        raise UnsupportedVersionError(
+            f"{path}/tol.json: combine is {manifest.combine!r} and lookup_scale "
+            f"{manifest.lookup_scale:g}, this tolkit runs 'residual_add' and 1",
+        )
+    tokenizer_json = bundle.file_bytes("tokenizer.json")
+    if tokenizer_json is None:
+        raise _no_tokenizer(path)
+    digest = digests.tokenizer_digest(tokenizer_json, bundle.vocab_size, f"{path}/tokenizer.json")
+    if digest != manifest.sources.tokenizer:
+        raise BundleError(f"{path}/tokenizer.json: is not the one the tables are for")
+    config = ModelConfig.from_json(bundle.config(), f"{path}/config.json")
+    backbone = bundle.tensor_file("backbone.safetensors")
+    model = decoder_from_tensors(
+        config,
+        lambda name: mapped_tensor(backbone, name),
+        dtype=_backbone_dtype(backbone, config),
+        with_ffn=False,
+        where=path,
+    )
+    return Runnable(
+        path=path,
+        kind="bundle",
+        identity=bundle.identity,
+        model=model,
+        rows=BundleRows(bundle),
+        tokenizer=Tokenizer(
+            tokenizer_json, bundle.file_bytes("tokenizer_config.json"), f"{path}/tokenizer.json"
+        ),
+        sources=manifest.sources,
+        table_bytes=bundle.table_bytes,
+        bits_per_value=bundle.bits_per_value,
+    )
+
+
+def _backbone_dtype(backbone: TensorFile, config: ModelConfig) -> torch.dtype:
+    """The dtype that holds all of a backbone; BundleError unless it fits the config exactly."""
+    shapes = expected_shapes(config, with_ffn=False)
+    for name in sorted(set(shapes) ^ set(backbone.names)):
+        what = "is missing" if name in shapes else "belongs to no part of the model"
+        raise BundleError(f"{backbone.path}: tensor {name!r} {what}")
+    for name, shape in shapes.items():
+        info = backbone.infos[name]
+        if info.shape != shape or info.dtype not in _BACKBONE_DTYPES:
+            raise BundleError(
+                f"{backbone.path}: tensor {name!r} is {info.dtype} {list(info.shape)}, expected "
+                f"{' or '.join(_BACKBONE_DTYPES)} {list(shape)}"
+            )
+    dtypes = {_BACKBONE_DTYPES[info.dtype] for info in backbone.infos.values()}
+    return torch.float32 if len(dtypes) > 1 else dtypes.pop()
+
+
+def _no_tokenizer(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: no tokenizer.json, text cannot be scored",
+        hint="put the tokenizer.json the model was trained with into the folder",
+    )
+
+
+def require_partners(bundle: Runnable, reference: Runnable) -> None:
+    """MismatchError unless `reference` holds the very weights the bundle's tables came from.
+
+    Compares source digests (config, tokenizer, embedding, each layer's norm and FFN), and the
+    weights of the backbone one by one.
+    """
+    ours, theirs = bundle.sources, reference.sources
+    where = f"{reference.path}: is not the checkpoint {bundle.path} was built from"
+    hint = "give the checkpoint tol build read, or add --other-reference to compare all the same"
+    if ours is None or theirs is None:
+        raise MismatchError(f"{where}: it has no tables", hint=hint)
+    if ours.tokenizer != theirs.tokenizer:
+        raise MismatchError(f"{where}: another tokenizer", hint=hint)
+    if len(ours.layers) != len(theirs.layers):
+        raise MismatchError(
+            f"{where}: {len(theirs.layers)} layers, expected {len(ours.layers)}", hint=hint
+        )
+    if ours.embedding != theirs.embedding:
+        raise MismatchError(f"{where}: another embedding", hint=hint)
+    for layer, (a, b) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
+        if a != b:
+            what = "norm" if a.norm != b.norm else "FFN"
+            raise MismatchError(f"{where}: another {what} in layer {layer}", hint=hint)
+    if ours.config != theirs.config:
+        raise MismatchError(f"{where}: another config.json", hint=hint)
+    theirs_by_name = reference.model.state_dict()
+    for name, weight in bundle.model.state_dict().items():
+        other = theirs_by_name[name]
+        if not torch.equal(weight.float(), other.float()):
+            raise MismatchError(f"{where}: another {name}", hint=hint)
