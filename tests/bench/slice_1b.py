@@ -1,0 +1,197 @@
+"""Memory and time of build and compress at the 1B shape, on a slice of two layers.
+
+    python tests/bench/slice_1b.py [--folder DIR] [--layers 2] [--threads 2] [--rows 128256]
+
+Writes a random bf16 checkpoint (V 128,256, D 2048, K 5464; 0.8 GB) into the folder, then runs
+each command in a process of its own and samples its anonymous memory (RssAnon, as DESIGN's
+"baseline" counts it: mapped file pages left out). Needs about 4 GB of disk.
+
+Prints: the baseline after imports with the checkpoint mapped, the peak above it, seconds, and
+for build the rate of the bare torch matmul loop over the same blocks in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from tolkit.build import build
+from tolkit.bundling import Resources
+from tolkit.compress import CompressSpec, compress
+from tolkit.model import ModelConfig, checkpoint_tensors, expected_shapes
+from tolkit.progress import SilentProgress
+from tolkit.sources import CheckpointSource
+from tolkit_formats.tensorfile import TensorStream
+
+MIB = 1 << 20
+
+
+def config(layers: int, rows: int) -> ModelConfig:
+    """The paper's 1B shape (MemoryLLM Table 5) with fewer layers."""
+    return ModelConfig(
+        architecture="memory",
+        vocab_size=rows,
+        hidden_size=2048,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        intermediate_size=0,
+        memory_intermediate_size=5464,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+
+
+def write_checkpoint(folder: Path, layers: int, rows: int) -> None:
+    """Random weights, written a tensor at a time."""
+    folder.mkdir(parents=True)
+    shape = config(layers, rows)
+    (folder / "config.json").write_text(json.dumps(shape.to_json()))
+    shapes = expected_shapes(shape)
+    directory = [(name, "BF16", size) for name, size in shapes.items()]
+    generator = torch.Generator().manual_seed(0)
+    with TensorStream(folder / "model.safetensors", directory) as stream:
+        for size in shapes.values():
+            scale = 1.0 if len(size) == 1 else size[1] ** -0.5
+            values = torch.randn(size, generator=generator).mul_(scale)
+            if len(size) == 1:
+                values = values.abs_().clamp_(0.5, 1.5)
+            stream.write(values.to(torch.bfloat16).view(torch.uint16).numpy())
+
+
+def anonymous_bytes() -> int:
+    """RssAnon of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("no RssAnon in /proc/self/status; Linux only")
+
+
+class PeakMemory:
+    """Samples anonymous memory every 5 ms."""
+
+    def __enter__(self) -> PeakMemory:
+        self.baseline = self.peak = anonymous_bytes()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.005):
+            self.peak = max(self.peak, anonymous_bytes())
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def measured(work: Callable[[], object]) -> dict[str, float]:
+    """Run `work`; peak anonymous memory above the baseline, and seconds."""
+    started = time.monotonic()
+    with PeakMemory() as memory:
+        work()
+    return {
+        "baseline_mib": memory.baseline / MIB,
+        "peak_above_baseline_mib": (memory.peak - memory.baseline) / MIB,
+        "elapsed_s": time.monotonic() - started,
+    }
+
+
+def bare_matmuls(source: CheckpointSource, threads: int) -> float:
+    """Seconds of the three products of every block and layer, and nothing else."""
+    torch.set_num_threads(threads)
+    files = checkpoint_tensors(source.path)
+    embedding_VD = files.tensor("model.embed_tokens.weight")
+    started = time.monotonic()
+    for layer in range(source.num_layers):
+        gate, up, down = (
+            files.tensor(f"model.layers.{layer}.memory_mlp.{part}_proj.weight")
+            .float()
+            .T.contiguous()
+            for part in ("gate", "up", "down")
+        )
+        for first in range(0, source.vocab_size, 1024):
+            block = embedding_VD[first : first + 1024].float()
+            _ = ((block @ gate) * (block @ up)) @ down
+    return time.monotonic() - started
+
+
+def child(name: str, folder: Path, threads: int) -> dict[str, float]:
+    """One command in this process."""
+    checkpoint = folder / "ckpt"
+    resources = Resources(threads=threads, force=True)
+    progress = SilentProgress()
+    source = CheckpointSource(checkpoint)  # mapped: part of the baseline
+    if name == "matmul":
+        return {"elapsed_s": bare_matmuls(source, threads)}
+    if name == "build":
+        out = folder / "b.tol"
+        return measured(lambda: build(checkpoint, out, resources=resources, progress=progress))
+    spec = {
+        "rank 50 % + nf4": CompressSpec(rank="50%", codec="nf4"),
+        "nf4": CompressSpec(codec="nf4"),
+        "int8": CompressSpec(codec="int8"),
+    }[name.removesuffix(" from bundle")]
+    start = folder / "b.tol" if name.endswith("from bundle") else checkpoint
+    out = folder / "c.tol"
+    return measured(lambda: compress(start, out, spec, resources=resources, progress=progress))
+
+
+CASES = (
+    "matmul",
+    "build",
+    "matmul",
+    "int8 from bundle",
+    "nf4 from bundle",
+    "rank 50 % + nf4 from bundle",
+    "rank 50 % + nf4",
+)
+# DESIGN: build and compress --rank; one layer's FFN in float32 is 128 MiB.
+TARGETS_MIB = {"build": 128 + 256, "rank": 400}
+
+
+def main() -> None:
+    """Run all cases and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=128_256)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(child(arguments.child, arguments.folder, arguments.threads)))
+        return
+    folder = arguments.folder or Path(tempfile.mkdtemp(prefix="slice-1b-"))
+    if not (folder / "ckpt").exists():
+        write_checkpoint(folder / "ckpt", arguments.layers, arguments.rows)
+    print(
+        f"V {arguments.rows:,}, D 2048, K 5464, L {arguments.layers}, {arguments.threads} threads"
+    )
+    print("| command | seconds | baseline MiB | peak above MiB | target MiB |")
+    print("|---|---|---|---|---|")
+    for case in CASES:
+        command = [sys.executable, __file__, "--child", case, "--folder", str(folder)]
+        command += ["--threads", str(arguments.threads)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        row = json.loads(output.splitlines()[-1])
+        target = TARGETS_MIB.get(case.split()[0])
+        print(
+            f"| {case} | {row['elapsed_s']:.1f} | {row.get('baseline_mib', 0):.0f} | "
+            f"{row.get('peak_above_baseline_mib', 0):.0f} | {target or ''} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

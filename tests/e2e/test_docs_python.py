@@ -1,0 +1,32 @@
+"""The Python page: its example runs, and every name in its table exists."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+from _pico import pico_checkpoint
+
+PAGE = Path(__file__).parents[2] / "docs" / "python.md"
+
+
+def test_the_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pico_checkpoint(tmp_path / "ckpt")
+    (tmp_path / "text.txt").write_text("A table of words, looked up one by one.\n" * 40)
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.S)
+    names: dict[str, object] = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    assert "kl_mean_nats" in capsys.readouterr().out
+    assert getattr(names["rows"], "shape") == (2, 2, 32)  # noqa: B009
+
+
+def test_every_call_named_exists() -> None:
+    calls = re.findall(r"^\| `(tolkit[\w.]*)\.(\w+)\(", PAGE.read_text(), flags=re.M)
+    assert len(calls) >= 10
+    for module, name in calls:
+        assert callable(getattr(importlib.import_module(module), name))

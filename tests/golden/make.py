@@ -1,0 +1,184 @@
+"""Makes the golden bundles of the current format version. Run once a format version, never again.
+
+    python tests/golden/make.py                 writes tests/golden/v1.0, which must not exist
+
+A golden bundle is frozen bytes: what was written once by a released format is read for ever. The
+script is kept as provenance, not to make the same bytes again on another machine; it refuses to
+touch a folder that is there. V 40 tokens, L 3 or 4 layers, D 24 values (so every group of 64 is a
+short one, and rank 11 ends in half a byte).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import tokenizers
+import torch
+from tokenizers import Tokenizer, decoders, models
+
+import tolkit
+from tolkit.build import build
+from tolkit.bundling import Resources
+from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
+from tolkit.model import Decoder, ModelConfig, save_checkpoint
+from tolkit.progress import SilentProgress
+from tolkit_formats import FORMAT_VERSION, open_bundle, verify
+from tolkit_formats.tensorfile import write_tensors
+
+SEED = 20261121
+VOCAB_SIZE, HIDDEN_SIZE = 40, 24
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Golden:
+    """One bundle: how it is made, and what for."""
+
+    name: str
+    options: dict[str, object]
+    note: str
+
+
+GOLDENS = (
+    Golden("raw-f32", {"build": "f32"}, "raw, f32"),
+    Golden("raw-f16", {"build": "f16"}, "raw, f16"),
+    Golden("raw-bf16", {"build": "bf16"}, "raw, bf16"),
+    Golden("int8", {"codec": "int8"}, "int8 with error feedback"),
+    Golden("int4", {"codec": "int4"}, "int4, one short group a row"),
+    Golden("nf4", {"codec": "nf4"}, "nf4, one short group a row"),
+    Golden("fp4", {"codec": "fp4"}, "fp4, one short group a row"),
+    Golden("svd-f16", {"rank": "11", "codec": "f16"}, "rank 11, coefficients in f16"),
+    Golden("svd-nf4", {"rank": "11", "codec": "nf4"}, "rank 11, coefficients in nf4, odd tail"),
+    Golden(
+        "mapped-folded-dropped",
+        {"counts": True, "codec": "int8", "drop": (1,), "plain": (3,)},
+        "4 layers: 1 folded into 2, 3 dropped without folding; slots in the order of counts",
+    ),
+)
+
+
+def make(folder: Path) -> None:
+    """Write all golden bundles, their rows and PROVENANCE.toml into a new `folder`.
+
+    Raises:
+        FileExistsError: `folder` is there. Golden bundles are never made again.
+    """
+    folder.mkdir(parents=True)
+    lines = [
+        f'command = "python tests/golden/make.py"\nseed = {SEED}',
+        f'format = "{FORMAT_VERSION[0]}.{FORMAT_VERSION[1]}"',
+        f'commit = "{_commit()}"',
+        "\n[versions]",
+        f'tolkit = "{tolkit.__version__}"\npython = "{platform.python_version()}"',
+        f'torch = "{torch.__version__}"\nnumpy = "{np.__version__}"',
+        f'safetensors = "{safetensors.__version__}"\ntokenizers = "{tokenizers.__version__}"',
+        f'machine = "{platform.machine()}"',
+    ]
+    for golden in GOLDENS:
+        path = folder / f"{golden.name}.tol"
+        _write(golden, path)
+        verify(path)
+        bundle = open_bundle(path)
+        rows = bundle.rows(np.arange(VOCAB_SIZE))
+        rows_file = folder / f"{golden.name}.rows.safetensors"
+        write_tensors(rows_file, {"rows": ("F32", rows)})
+        lines += [
+            f"\n[bundles.{golden.name}]",
+            f'note = "{golden.note}"\noptions = {json.dumps(json.dumps(golden.options))}',
+            f'identity = "{bundle.identity}"',
+            f'manifest_sha256 = "{_sha256(path / "tol.json")}"',
+            f'rows_sha256 = "{_sha256(rows_file)}"',
+        ]
+    (folder / "PROVENANCE.toml").write_text("\n".join(lines) + "\n")
+
+
+def _write(golden: Golden, path: Path) -> None:
+    common = {"resources": Resources(threads=1), "progress": SilentProgress()}
+    options = golden.options
+    with tempfile.TemporaryDirectory() as name:
+        source = Path(name) / "ckpt"
+        _checkpoint(
+            source, layers=4 if "plain" in options else 3, counts=bool(options.get("counts"))
+        )
+        if "build" in options:
+            build(source, path, dtype=str(options["build"]), **common)
+            return
+        spec = CompressSpec(
+            rank=options.get("rank"), codec=options.get("codec"), drop=options.get("drop", ())
+        )
+        if "plain" not in options:
+            compress(source, path, spec, **common)
+            return
+        compress(source, Path(name) / "first.tol", spec, **common)
+        drop_layers(
+            Path(name) / "first.tol", path, DropSpec(options["plain"], fold=False), **common
+        )
+
+
+def _checkpoint(path: Path, *, layers: int, counts: bool) -> None:
+    config = ModelConfig(
+        architecture="memory",
+        vocab_size=VOCAB_SIZE,
+        hidden_size=HIDDEN_SIZE,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=0,
+        memory_intermediate_size=20,
+        max_position_embeddings=32,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = Decoder(config)
+    generator = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+            else:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+    counts_V = None
+    if counts:
+        ranks = np.random.default_rng(SEED).permutation(VOCAB_SIZE) + 1
+        counts_V = (1000 // ranks).astype(np.uint64)
+    save_checkpoint(model.to(torch.bfloat16), path, _tokenizer_files(), counts_V)
+
+
+def _tokenizer_files() -> dict[str, bytes]:
+    words = ["<bos>", "<eos>", " ", *"abcdefghijklmnopqrstuvwxyz", *"0123456789"]
+    tokenizer = Tokenizer(models.BPE(vocab={w: i for i, w in enumerate(words)}, merges=[]))
+    tokenizer.add_special_tokens(words[:2])
+    tokenizer.decoder = decoders.Fuse()
+    settings = {"bos_token": "<bos>", "eos_token": "<eos>", "bos_token_id": 0, "eos_token_id": 1}
+    return {
+        "tokenizer.json": tokenizer.to_str().encode(),
+        "tokenizer_config.json": json.dumps(settings).encode(),
+    }
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    target = HERE / f"v{FORMAT_VERSION[0]}.{FORMAT_VERSION[1]}"
+    try:
+        make(target)
+    except FileExistsError:
+        sys.exit(f"{target}: is there; golden bundles are read for ever and never made again")
