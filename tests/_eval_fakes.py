@@ -42,6 +42,7 @@ class FakeRunnable:
     identity: str = "0" * 64
     table_bytes: int | None = None
     bits_per_value: float | None = None
+    adjust: None = None
 
 
 class NoisyRows:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,6 +35,9 @@ from tolkit_formats import digests
 from tolkit_formats.manifest import Sources
 from tolkit_formats.reader import Bundle, open_bundle
 from tolkit_formats.tensorfile import TensorFile
+
+if TYPE_CHECKING:
+    from tolkit.evaluate import Adjust
 
 __all__ = ["BundleRows", "Runnable", "load_runnable", "require_partners"]
 
@@ -89,6 +93,7 @@ class Runnable:
         identity: a bundle's identity; a digest of all weights for a checkpoint.
         rows: None where the model computes its own FFNs.
         sources: digests of what the tables come from; None for dense checkpoints.
+        adjust: as `tolkit.evaluate.Runnable` says; None as loaded.
     """
 
     path: Path
@@ -100,6 +105,7 @@ class Runnable:
     sources: Sources | None
     table_bytes: int | None = None
     bits_per_value: float | None = None
+    adjust: Adjust | None = None
 
 
 def load_runnable(path: str | Path) -> Runnable:

@@ -54,6 +54,7 @@ class Candidate:
     identity: str = "0" * 64
     table_bytes: int | None = None
     bits_per_value: float | None = None
+    adjust: None = None
 
 
 class TableRows:

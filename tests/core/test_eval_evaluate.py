@@ -15,6 +15,7 @@ from tolkit.data import Document
 from tolkit.errors import DataError, MismatchError, ResourceError, UsageError
 from tolkit.evaluate import METRIC_NAMES, Windows, evaluate, windows_of
 from tolkit.evaluate.batching import batches
+from tolkit.model import Decoder
 from tolkit.progress import SilentProgress
 
 
@@ -302,25 +303,54 @@ def test_bad_calls_are_refused() -> None:
         run([candidate], None, windows, device="cuda:63")
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
-    ],
-)
-def test_out_of_memory_says_what_to_do(error: Exception) -> None:
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+]
+
+
+class HungryRows(NoisyRows):
+    """Out of memory when asked for more than `room` distinct tokens at once."""
+
+    def __init__(self, model: Decoder, error: Exception, room: int) -> None:
+        super().__init__(model, 0.05)
+        self.error, self.room = error, room
+
+    def fetch(self, ids_n: torch.Tensor) -> list[torch.Tensor | None]:
+        if len(ids_n) > self.room:
+            raise self.error
+        return super().fetch(ids_n)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_batch_and_says_so(error: Exception) -> None:
+    reference, candidate = pico_pair()
+    windows = windows_of(documents_of(40, 70, 33, 90), reference.tokenizer, 16)
+    warnings: list[str] = []
+
+    class Listening(SilentProgress):
+        def warn(self, message: str) -> None:
+            warnings.append(message)
+
+    hungry = replace(candidate, rows=HungryRows(candidate.model, error, room=14))
+    (found,) = evaluate(
+        [hungry], reference, windows, batch_tokens=256, progress=Listening(), device="cpu"
+    )
+    (expected,) = run([candidate], reference, windows)
+    for name, metric in expected.metrics.items():
+        assert found.metrics[name].value == pytest.approx(metric.value, rel=1e-5, abs=1e-7), name
+    assert found.metrics["ppl_token"].n == windows.n_tokens
+    assert warnings[0] == ("batch_tokens: out of memory with 256 tokens at once, going on with 128")
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_memory_too_small_for_one_window_is_an_error(error: Exception) -> None:
     reference, candidate = pico_pair()
     windows = windows_of(documents_of(40), reference.tokenizer, 16)
-
-    class Hungry(NoisyRows):
-        def fetch(self, ids_n: torch.Tensor) -> list[torch.Tensor | None]:
-            raise error
-
-    hungry = replace(candidate, rows=Hungry(candidate.model, 0.0))
+    hungry = replace(candidate, rows=HungryRows(candidate.model, error, room=0))
     with pytest.raises(ResourceError, match="out of memory") as caught:
-        run([hungry], reference, windows, batch_tokens=32)
-    assert caught.value.hint == "use --batch-tokens 16"
+        run([hungry], reference, windows, batch_tokens=64)
+    assert "--window" in (caught.value.hint or "")
 
 
 def test_progress_counts_scored_tokens() -> None:

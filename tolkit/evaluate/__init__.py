@@ -13,12 +13,13 @@ from tolkit.evaluate.gates import (
 from tolkit.evaluate.quality import append_quality, quality_record
 from tolkit.evaluate.reports import append_step_summary, to_json, to_junit, to_markdown
 from tolkit.evaluate.result import METRIC_NAMES, Conditions, EvalResult, Metric
-from tolkit.evaluate.runnable import Runnable
+from tolkit.evaluate.runnable import Adjust, Runnable
 from tolkit.evaluate.windows import Window, Windows, windows_of
 
 __all__ = [
     "GATE_METRICS",
     "METRIC_NAMES",
+    "Adjust",
     "Conditions",
     "EvalResult",
     "Gate",

@@ -31,12 +31,17 @@ class TextSizes:
 
 
 class Tally:
-    """Running sums of one model; mutated by `add`."""
+    """Running sums of one model, float64 [W]; mutated by `add`.
+
+    nll_W, kl_W: nats. agreeing_W: tokens where the top token is the reference's. greedy_W: tokens
+    that have the largest logit themselves.
+    """
 
     def __init__(self, windows: int) -> None:
         self.nll_W = np.zeros(windows)
         self.kl_W = np.zeros(windows)
         self.agreeing_W = np.zeros(windows)
+        self.greedy_W = np.zeros(windows)
         self.flat_tokens = 0
         self._kl_parts: list[npt.NDArray[np.float32]] = []
         self._window_parts: list[npt.NDArray[np.int64]] = []
@@ -44,6 +49,7 @@ class Tally:
     def add(self, scores: PositionScores, window_N: npt.NDArray[np.int64]) -> None:
         """Take in the scores of some tokens; `window_N` says which window each belongs to."""
         self._sum(self.nll_W, scores.nll.cpu().numpy(), window_N)
+        self._sum(self.greedy_W, scores.greedy.cpu().numpy(), window_N)
         self.flat_tokens += int(scores.flat.sum())
         if scores.kl is None or scores.agrees is None:
             return

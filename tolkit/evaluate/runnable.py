@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -12,9 +12,17 @@ from torch import Tensor
 
 from tolkit.errors import ResourceError, UsageError
 from tolkit.evaluate.windows import TextTokenizer
-from tolkit.model import Decoder, RowSource
+from tolkit.model import Decoder, FfnRows, RowSource
 
-__all__ = ["Placed", "Runnable", "device_label", "full_float32", "pick_device", "pick_dtype"]
+__all__ = [
+    "Adjust",
+    "Placed",
+    "Runnable",
+    "device_label",
+    "full_float32",
+    "pick_device",
+    "pick_dtype",
+]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -26,10 +34,16 @@ _DTYPES = {
 }
 
 
+Adjust = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
+
+
 class Runnable(Protocol):
     """A model that can score text: a checkpoint, or a bundle with its rows.
 
     table_bytes, bits_per_value: size of a bundle's tables; None for a checkpoint.
+    adjust: what to do to the table rows before they are used (None: nothing): the planes of
+        `RowSource.fetch` in, planes of the same length out. Called with rows already on the
+        device and in the number format of the pass.
     """
 
     @property
@@ -46,6 +60,8 @@ class Runnable(Protocol):
     def table_bytes(self) -> int | None: ...
     @property
     def bits_per_value(self) -> float | None: ...
+    @property
+    def adjust(self) -> Adjust | None: ...
 
 
 class Placed:
@@ -60,7 +76,11 @@ class Placed:
         if any(p.device != device or p.dtype != dtype for p in model.parameters()):
             model = copy.deepcopy(model).to(device=device, dtype=dtype)
         self.model = model
-        self._rows = None if runnable.rows is None else _RowsHere(runnable.rows, device, dtype)
+        self._rows: RowSource | None = None
+        if runnable.rows is not None:
+            self._rows = _RowsHere(runnable.rows, device, dtype)
+        if runnable.adjust is not None:
+            self._rows = _Adjusted(self._rows or FfnRows(model), runnable.adjust)
 
     @property
     def head_weight(self) -> Tensor:
@@ -84,6 +104,16 @@ class _RowsHere:
             None if plane_nD is None else plane_nD.to(device=self._device, dtype=self._dtype)
             for plane_nD in self._rows.fetch(ids_n)
         ]
+
+
+class _Adjusted:
+    """A row source with `Runnable.adjust` applied to what it gives."""
+
+    def __init__(self, rows: RowSource, adjust: Adjust) -> None:
+        self._rows, self._adjust = rows, adjust
+
+    def fetch(self, ids_n: Tensor) -> Sequence[Tensor | None]:
+        return self._adjust(self._rows.fetch(ids_n))
 
 
 def pick_device(name: str) -> torch.device:

@@ -42,12 +42,14 @@ class PositionScores:
     kl: float64 [N], KL(reference || this) in nats; None for the reference or without one.
     agrees: bool [N], this model's largest logit (ties included) is the reference's top token.
     flat: bool [N], all V logits are equal: the model says nothing here.
+    greedy: bool [N], the target has the largest logit (ties included); False where NaN.
     """
 
     nll: Tensor
     kl: Tensor | None
     agrees: Tensor | None
     flat: Tensor
+    greedy: Tensor
 
 
 class _Carried:
@@ -186,6 +188,7 @@ def _finished(mine: _Carried, reference: _Carried | None) -> PositionScores:
         kl=kl_n,
         agrees=agrees_n,
         flat=mine.largest_n == mine.smallest_n,
+        greedy=mine.target_logit_n >= mine.largest_n,
     )
 
 
@@ -199,4 +202,5 @@ def _joined(parts: Sequence[PositionScores]) -> PositionScores:
         kl=optional([part.kl for part in parts]),
         agrees=optional([part.agrees for part in parts]),
         flat=torch.cat([part.flat for part in parts]),
+        greedy=torch.cat([part.greedy for part in parts]),
     )

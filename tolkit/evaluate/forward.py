@@ -1,0 +1,166 @@
+"""Running models over windows: every candidate beside the reference, which runs once a window.
+
+B batch, T positions, N scored positions of a batch, D hidden, W windows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from tolkit.errors import ResourceError, UsageError
+from tolkit.evaluate.batching import batches, padded
+from tolkit.evaluate.metrics import Tally
+from tolkit.evaluate.runnable import Placed, Runnable, full_float32, pick_device, pick_dtype
+from tolkit.evaluate.scoring import score_positions
+from tolkit.evaluate.windows import Window
+from tolkit.progress import Progress, Task
+
+__all__ = ["ForwardPass", "Machine"]
+
+_BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
+
+
+class Machine:
+    """Where and how models run: device, number format, tokens read at once.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        dtype: number format of the forward passes. Products in float32 are real float32.
+        batch_tokens: tokens read at once; by default 8,192 on a CPU, 65,536 on CUDA. Halved,
+            with a warning, whenever memory runs out.
+
+    Raises:
+        UsageError: an unknown device or dtype, or batch_tokens below 1.
+        ResourceError: no such device here.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        dtype: str | torch.dtype = "float32",
+        batch_tokens: int | None = None,
+    ) -> None:
+        self.device = pick_device(device)
+        self.dtype = pick_dtype(dtype)
+        self.batch_tokens = (
+            _BATCH_TOKENS[self.device.type] if batch_tokens is None else batch_tokens
+        )
+        if self.batch_tokens < 1:
+            raise UsageError(f"batch_tokens: expected at least 1, got {batch_tokens}")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For the forward passes: no gradients, real float32, out of memory as ResourceError."""
+        try:
+            with full_float32(), torch.inference_mode():
+                yield
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            raise ResourceError(
+                f"batch_tokens: out of memory while reading {self.batch_tokens:,} tokens at once",
+                hint="use a smaller --window, --dtype bfloat16, or a machine with more memory",
+            ) from error
+
+    def place(self, runnable: Runnable, dtype: torch.dtype | None = None) -> Placed:
+        """The runnable on this device, in this machine's number format or another."""
+        return Placed(runnable, self.device, self.dtype if dtype is None else dtype)
+
+    def now_s(self) -> float:
+        """The clock, once the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+class ForwardPass:
+    """Models, their tallies and the clock of one pass; the first model may be a reference.
+
+    Args:
+        models: placed by `machine`; all read the same windows.
+        windows: what `run` indexes into.
+        with_reference: compare every later model with the first.
+
+    Attributes:
+        tallies: one a model, filled by `run`.
+        forward_s, scoring_s: seconds of each model's forward passes, and of the softmaxes.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Placed],
+        windows: Sequence[Window],
+        machine: Machine,
+        *,
+        with_reference: bool,
+    ) -> None:
+        self.models = models
+        self.windows = windows
+        self.machine = machine
+        self.with_reference = with_reference
+        self.tallies = [Tally(len(windows)) for _ in models]
+        self.forward_s = [0.0] * len(models)
+        self.scoring_s = 0.0
+
+    def run(self, indices: Sequence[int], progress: Progress | None, task: Task | None) -> None:
+        """Score the windows of these indices; when memory runs out, in smaller batches.
+
+        Raises:
+            RuntimeError: torch's own, when not even one window fits.
+        """
+        waiting = batches(self.windows, indices, self.machine.batch_tokens)
+        while waiting:
+            batch = waiting.pop(0)
+            smaller = None
+            try:
+                self._score(batch)
+            except RuntimeError as error:
+                smaller = self.machine.batch_tokens // 2
+                if not _is_out_of_memory(error) or len(batch) == 1 or smaller < 1:
+                    raise
+            if smaller is None:
+                if task is not None:
+                    task.advance(sum(self.windows[i].scored for i in batch))
+                continue
+            # Outside of the handler: there, the error would hold on to the batch's tensors.
+            if progress is not None:
+                progress.warn(
+                    f"batch_tokens: out of memory with {self.machine.batch_tokens:,} tokens at "
+                    f"once, going on with {smaller:,}"
+                )
+            self.machine.batch_tokens = smaller
+            if self.machine.device.type == "cuda":
+                torch.cuda.empty_cache()
+            left = [*batch, *(i for later in waiting for i in later)]
+            waiting = batches(self.windows, left, smaller)
+
+    def _score(self, batch: Sequence[int]) -> None:
+        """All models on one batch; the tallies change only when all of them got through."""
+        device = self.machine.device
+        ids_BT, scored_BT, window_N = padded([self.windows[i] for i in batch], batch)
+        inputs_BT = ids_BT[:, :-1].to(device)
+        targets_N = ids_BT[:, 1:][scored_BT].to(device)
+        index_N = scored_BT.flatten().nonzero()[:, 0].to(device)
+        hidden: list[Tensor] = []
+        for model, placed in enumerate(self.models):
+            started_s = self.machine.now_s()
+            hidden_BTD = placed.hidden(inputs_BT)
+            hidden.append(hidden_BTD.flatten(0, 1).index_select(0, index_N))
+            self.forward_s[model] += self.machine.now_s() - started_s
+        started_s = self.machine.now_s()
+        heads = [placed.head_weight for placed in self.models]
+        scores = score_positions(hidden, heads, targets_N, with_reference=self.with_reference)
+        for tally, of_model in zip(self.tallies, scores, strict=True):
+            tally.add(of_model, window_N)
+        self.scoring_s += self.machine.now_s() - started_s
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or any(
+        said in str(error) for said in ("not enough memory", "can't allocate memory")
+    )
