@@ -7,7 +7,9 @@ The file is outside the bundle's identity and only ever grows.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -48,8 +50,9 @@ def append_quality(
 ) -> bool:
     """Append a record to the bundle's quality.jsonl; whether it could be written.
 
-    One write behind the file's end, so records of simultaneous runs do not mix; a line that an
-    earlier run left unfinished is closed first. What cannot be written is a warning, not an
+    One write behind the file's end, under the file's lock where the file system has one, so
+    records of simultaneous runs do not mix; a line that an earlier run left unfinished is closed
+    first. What cannot be written is a warning, not an
     error: the numbers are in the report anyway.
     """
     path = Path(bundle) / QUALITY_FILE
@@ -68,6 +71,9 @@ def _append_line(path: Path, line: bytes) -> None:
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(path, flags, 0o666)
     try:
+        with contextlib.suppress(OSError):  # not on every network file system
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        # Without the lock, a long line of another run can be seen half written.
         size = os.fstat(fd).st_size
         if size and os.pread(fd, 1, size - 1) != b"\n":
             line = b"\n" + line
