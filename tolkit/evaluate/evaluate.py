@@ -132,7 +132,7 @@ def _problems(windows: Windows, label: str, tally: Tally) -> list[str]:
     if bad is not None:
         where = windows.name_of(bad)
         return [f"{label}: NaN or infinite logits, first in window {bad} ({where})"]
-    if tally.flat_tokens == windows.n_tokens:
+    if int(tally.flat_tokens[0]) == windows.n_tokens:
         return [f"{label}: all logits are equal at every position; the model says nothing"]
     return []
 
@@ -145,7 +145,7 @@ def _noise_floor(exact: Placed, rounded: Placed, windows: Windows, machine: Mach
     # states would hide the rounding of the head itself.
     run = ForwardPass([exact, rounded], windows, machine, with_reference=True)
     run.run(indices, None, None)
-    scored_W = TextSizes([windows[i] for i in indices]).tokens_W
+    scored_W = windows.scored_W[indices].astype(np.float64)
     estimate = ratio_estimate(run.tallies[1].kl_W[indices], scored_W)
     return metric_of(estimate, round(float(scored_W.sum())))
 

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from tolkit import ranks
 from tolkit.errors import ResourceError, UsageError
 from tolkit.evaluate.batching import batches, padded
 from tolkit.evaluate.metrics import Tally
 from tolkit.evaluate.runnable import Placed, Runnable, full_float32, pick_device, pick_dtype
 from tolkit.evaluate.scoring import score_positions
-from tolkit.evaluate.windows import Window
+from tolkit.evaluate.windows import Window, Windows
 from tolkit.progress import Progress, Task
 
 __all__ = ["ForwardPass", "Machine"]
@@ -101,19 +102,31 @@ class ForwardPass:
     ) -> None:
         self.models = models
         self.windows = windows
+        self._lengths = (
+            windows.lengths_W
+            if isinstance(windows, Windows)
+            else [len(window.ids) for window in windows]
+        )
         self.machine = machine
         self.with_reference = with_reference
-        self.tallies = [Tally(len(windows)) for _ in models]
+        self.tallies = [
+            Tally(len(windows), compared=with_reference and model > 0)
+            for model in range(len(models))
+        ]
         self.forward_s = [0.0] * len(models)
         self.scoring_s = 0.0
 
     def run(self, indices: Sequence[int], progress: Progress | None, task: Task | None) -> None:
         """Score the windows of these indices; when memory runs out, in smaller batches.
 
+        Under torchrun each process scores a part, and all have all sums afterwards. Once a pass.
+
         Raises:
             RuntimeError: torch's own, when not even one window fits.
         """
-        waiting = batches(self.windows, indices, self.machine.batch_tokens)
+        # Batches are the same however many processes share them, so sums of a window are too.
+        waiting = batches(self._lengths, indices, self.machine.batch_tokens)
+        waiting = waiting[ranks.rank() :: ranks.world_size()]
         while waiting:
             batch = waiting.pop(0)
             smaller = None
@@ -125,7 +138,9 @@ class ForwardPass:
                     raise
             if smaller is None:
                 if task is not None:
-                    task.advance(sum(self.windows[i].scored for i in batch))
+                    # Of all processes' work, as far as this one can tell.
+                    done = sum(self.windows[i].scored for i in batch)
+                    task.advance(done * ranks.world_size())
                 continue
             # Outside of the handler: there, the error would hold on to the batch's tensors.
             if progress is not None:
@@ -137,7 +152,9 @@ class ForwardPass:
             if self.machine.device.type == "cuda":
                 torch.cuda.empty_cache()
             left = [*batch, *(i for later in waiting for i in later)]
-            waiting = batches(self.windows, left, smaller)
+            waiting = batches(self._lengths, left, smaller)
+        for tally in self.tallies:
+            ranks.add_up(tally.arrays())
 
     def _score(self, batch: Sequence[int]) -> None:
         """All models on one batch; the tallies change only when all of them got through."""
