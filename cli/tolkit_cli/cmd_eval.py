@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -91,6 +91,25 @@ DtypeOption = Annotated[
         help="float32, bfloat16 or float16; below float32 its noise floor is reported.",
     ),
 ]
+PrefixOption = Annotated[
+    Literal["eos", "bos", "none"],
+    option(
+        WHAT,
+        "--prefix",
+        metavar="TOKEN",
+        help="Put before each document: eos, bos or none. A tokenizer without it starts bare.",
+    ),
+]
+TablesOption = Annotated[
+    Literal["auto", "resident", "streamed"],
+    option(
+        RESOURCES,
+        "--tables",
+        metavar="PLACE",
+        help="Table rows: streamed (decoded batch by batch), resident (all, on the device) or "
+        "auto (resident on CUDA where they fit).",
+    ),
+]
 JsonOutOption = Annotated[
     Path | None, option(OUTPUT, "--json-out", metavar="FILE", help="Also write the JSON report.")
 ]
@@ -133,10 +152,12 @@ def evaluate(
     allow_undecided: UndecidedOption = False,
     window: WindowOption = None,
     packed: PackedOption = False,
+    prefix: PrefixOption = "eos",
     limit_tokens: LimitOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     batch_tokens: BatchTokensOption = None,
+    tables: TablesOption = "auto",
     json_out: JsonOutOption = None,
     junit: JunitOption = None,
     markdown: MarkdownOption = None,
@@ -150,8 +171,10 @@ def evaluate(
 
     Gates compare unrounded with the 95 % interval: exit code 3 when one fails or cannot be
     decided. Takes about one forward pass per model; a small model reads thousands of tokens a
-    second on a CPU.
+    second on a CPU. Several processes share the text: torchrun --nproc-per-node N -m
+    tolkit_cli.main eval ...
     """
+    from tolkit import ranks
     from tolkit.data import read_documents
     from tolkit.data.limit import limited
     from tolkit.evaluate import (
@@ -167,6 +190,8 @@ def evaluate(
     from tolkit.tables import load_runnable, require_partners
     from tolkit_formats.errors import NonFiniteError
 
+    if ranks.rank() > 0:
+        out.mute()
     reports = {"--json-out": json_out, "--junit": junit, "--markdown": markdown}
     _require_writable(reports, force)
     conditions = [parse_gate(text) for text in gate or []]
@@ -183,7 +208,7 @@ def evaluate(
         if limit_tokens is not None:
             documents = limited(documents, candidate.tokenizer, limit_tokens)
         length = window or candidate.model.config.max_position_embeddings
-        windows = windows_of(documents, candidate.tokenizer, length, packed)
+        windows = windows_of(documents, candidate.tokenizer, length, packed, prefix)
     with out.timing("evaluate"):
         (result,) = measure(
             [candidate],
@@ -192,13 +217,15 @@ def evaluate(
             dtype=dtype,
             device=device,
             batch_tokens=batch_tokens,
+            tables=tables,
             progress=progress,
             labels=[str(model)],
         )
     verdicts = check_gates(result, conditions, allow_undecided)
     _show(out, result, verdicts)
-    _write_reports(out, result, verdicts, reports)
-    if candidate.kind == "bundle":
+    if ranks.rank() == 0:
+        _write_reports(out, result, verdicts, reports)
+    if ranks.rank() == 0 and candidate.kind == "bundle":
         append_quality(model, quality_record(result, verdicts), progress)
     require_gates(verdicts)
     if result.problems:
@@ -214,6 +241,9 @@ def _show(out: Output, result: EvalResult, verdicts: list[GateVerdict]) -> None:
     out.field("metrics", "identity", result.identity, "model", result.identity[:16])
     out.field("metrics", "tokens", ran.n_tokens, "text", text)
     out.field("metrics", "device", ran.device, text=f"{ran.device}, {ran.dtype}")
+    speed = result.tokens_per_s
+    shown = None if speed is None else f"{speed:,.0f} tokens/s, all models together"
+    out.field("metrics", "tokens_per_s", speed, "speed", shown)
     for problem in result.problems:
         out.warn(problem)
     if result.noise_floor is not None:

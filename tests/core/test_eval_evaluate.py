@@ -393,3 +393,28 @@ def test_a_result_knows_the_size_of_its_tables() -> None:
     assert (found[0].table_bytes, found[0].bits_per_value) == (None, None)
     assert (found[1].table_bytes, found[1].bits_per_value) == (1234, 4.5)
     assert found[0].metrics == found[1].metrics
+
+
+def test_resident_tables_give_what_streamed_ones_give() -> None:
+    reference, candidate = pico_pair()
+    windows = windows_of(documents_of(40, 70, 33), reference.tokenizer, 16)
+    thin = replace(candidate, rows=NoisyRows(candidate.model, 0.05, dropped=[0]))
+    for one in (candidate, thin):
+        (streamed,) = run([one], reference, windows, tables="streamed", batch_tokens=32)
+        one.rows.calls = 0
+        (resident,) = run([one], reference, windows, tables="resident", batch_tokens=32)
+        assert one.rows.calls == 1  # the whole vocabulary at once, nothing later
+        for name, metric in streamed.metrics.items():
+            found = resident.metrics[name].value
+            assert found == pytest.approx(metric.value, rel=1e-5, abs=1e-6), name
+    with pytest.raises(UsageError, match="tables"):
+        run([candidate], reference, windows, tables="attic")
+
+
+def test_throughput_is_that_of_the_whole_pass() -> None:
+    reference, candidate = pico_pair()
+    windows = windows_of(documents_of(40), reference.tokenizer, 16)
+    (result,) = run([candidate], reference, windows)
+    assert result.tokens_per_s == windows.n_tokens / result.timings_s["pass"]
+    parts = ("forward", "reference_forward", "scoring_of_all")
+    assert sum(result.timings_s[part] for part in parts) <= result.timings_s["pass"]

@@ -34,10 +34,13 @@ def evaluate(
     dtype: str | torch.dtype = "float32",
     device: str = "auto",
     batch_tokens: int | None = None,
+    tables: str = "auto",
     progress: Progress | None = None,
     labels: Sequence[str] | None = None,
 ) -> list[EvalResult]:
     """Perplexity of each candidate and, with a reference, what it lost against it.
+
+    Under torchrun the processes share the windows; all of them return the whole result.
 
     Cost: one forward pass a model; logits exist for one tile of positions x vocabulary at a time.
 
@@ -49,7 +52,9 @@ def evaluate(
         dtype: number format of the forward passes. Products in float32 are real float32. In any
             other format the reference's own loss is measured on up to 32 windows (`noise_floor`).
         device: auto, cpu, cuda or cuda:N.
-        batch_tokens: tokens read at once; by default 8,192 on a CPU, 65,536 on CUDA.
+        batch_tokens: tokens read at once; by default 8,192 on a CPU, 65,536 on CUDA; halved
+            with a warning when memory runs out.
+        tables: auto, resident or streamed, as `Machine` says.
         progress: where to report; tqdm by default.
         labels: names of the candidates in messages and reports; by default their kind.
 
@@ -63,7 +68,7 @@ def evaluate(
         DataError: no windows.      UsageError: a window longer than a model's positions.
         ResourceError: no such device, or out of memory.
     """
-    machine = Machine(device, dtype, batch_tokens)
+    machine = Machine(device, dtype, batch_tokens, tables)
     progress = progress or TqdmProgress()
     names = list(labels) if labels is not None else [c.kind for c in candidates]
     assert len(names) == len(candidates)
@@ -121,6 +126,7 @@ def _results(
                     "forward": run.forward_s[first + i],
                     "reference_forward": run.forward_s[0] if reference is not None else 0.0,
                     "scoring_of_all": run.scoring_s,
+                    "pass": run.elapsed_s,
                 },
             )
         )

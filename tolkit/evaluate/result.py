@@ -89,7 +89,7 @@ class EvalResult:
     problems: reasons to trust nothing here (NaN logits, a model that says nothing); no gate
         passes when there are any.
     table_bytes, bits_per_value: size of the tables, where the candidate has any.
-    timings_s: seconds by part.
+    timings_s: seconds by part; "pass" is all of it, every model together.
     """
 
     label: str
@@ -104,3 +104,9 @@ class EvalResult:
     table_bytes: int | None = None
     bits_per_value: float | None = None
     timings_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Scored tokens a second of the pass, all models together."""
+        elapsed_s = self.timings_s.get("pass", 0.0)
+        return self.conditions.n_tokens / elapsed_s if elapsed_s > 0 else None

@@ -27,7 +27,7 @@ __all__ = ["Prefix", "TextDocument", "TextTokenizer", "Window", "Windows", "wind
 Prefix = Literal["eos", "bos", "none"]
 _PREFIXES = ("eos", "bos", "none")
 _WORD_BREAK = re.compile(r"\s+")
-_ENCODE_CHARACTERS = 1 << 20
+_ENCODE_CHARACTERS = 1 << 18
 _PART_IDS = 1 << 20
 
 
@@ -331,7 +331,7 @@ def _word_count(text: str) -> int:
 def _encoded(
     documents: Iterable[TextDocument], tokenizer: TextTokenizer
 ) -> Iterator[tuple[TextDocument, npt.NDArray[np.int32]]]:
-    """Documents with their ids, encoded about a megabyte at a time so that threads help."""
+    """Documents with their ids, encoded some at a time: for all threads, in bounded memory."""
     pending: list[TextDocument] = []
     characters = 0
 
