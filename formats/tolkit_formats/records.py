@@ -1,6 +1,6 @@
 """Where a token's bytes lie: planes within a record, records within shards (SPEC section 4).
 
-record = planes in layer order, each [scales][codes] | zero padding | CRC-32 of its slot and the rest.
+record = planes in layer order, each [scales][codes] | zero padding | CRC-32 of slot and rest.
 Letters: N rows, S stride in bytes.
 """
 
