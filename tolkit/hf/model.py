@@ -173,6 +173,8 @@ class MemoryLlmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
         Raises:
             UsageError: inputs_embeds, hidden states or attentions asked for, another mask shape.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         _refuse(inputs_embeds, output_hidden_states, output_attentions)
         if input_ids is None:
             raise UsageError("input_ids: missing")
@@ -202,9 +204,11 @@ class MemoryLlmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
                 logits=logits_BTV, labels=labels, vocab_size=self.config.vocab_size, **kwargs
             )
         output = CausalLMOutputWithPast(
-            loss=loss, logits=logits_BTV, past_key_values=past_key_values if use_cache else None
+            loss=loss, logits=logits_BTV, past_key_values=past_key_values
         )
-        return output.to_tuple() if return_dict is False else output
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
 
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding [V, D]."""
