@@ -16,7 +16,7 @@ from tolkit.tables import load_runnable
 
 transformers = pytest.importorskip("transformers")
 
-import tolkit.hf  # noqa: E402, F401  # registers the classes
+from tolkit.hf.inputs import positions_of, visible_positions  # noqa: E402
 
 kinds = pytest.mark.parametrize("kind", HF_KINDS.values(), ids=HF_KINDS.keys())
 forms = pytest.mark.parametrize("form", ["checkpoint", "bundle"])
@@ -287,3 +287,15 @@ def test_on_a_gpu(paths: dict[str, Path], form: str) -> None:
         there = model(ids.cuda(), attention_mask=mask.cuda()).logits
     assert model.device.type == "cuda"
     torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-3)
+
+
+def test_every_position_sees_itself_and_the_real_ones_before() -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 1, 0, 1]])
+    visible = visible_positions(mask, 3)
+    assert visible.shape == (3, 1, 3, 5)
+    for row in range(3):
+        for step in range(3):
+            at = step + 2
+            seen = [j == at or (j < at and mask[row, j] == 1) for j in range(5)]
+            assert visible[row, 0, step].tolist() == seen
+    assert positions_of(mask, 3).tolist() == [[0, 1, 2], [2, 2, 2], [1, 1, 2]]
