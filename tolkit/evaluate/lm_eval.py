@@ -97,7 +97,12 @@ def run_lm_eval(
         device=device_label(place),
         dtype=str(number_format).removeprefix("torch."),
         versions={name: version(name) for name in ("lm_eval", "torch", "transformers")},
-        config={**config, "batch_size": batch_size, "num_fewshot": num_fewshot},
+        config={
+            **config,
+            "batch_size": batch_size,
+            "device": str(place),
+            "num_fewshot": num_fewshot,
+        },
     )
 
 
