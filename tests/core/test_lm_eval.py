@@ -331,7 +331,7 @@ def test_impossible_options(
 def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
     path = pico_checkpoint(tmp_path / "ckpt")
     (path / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="no tokenizer.json, text cannot be scored"):
+    with pytest.raises(CheckpointError, match=r"no tokenizer.json, text cannot be scored"):
         run(path, ["pico_choice"], write_tasks(tmp_path / "tasks", CHOICE))
 
 
