@@ -55,6 +55,9 @@ class MemoryLlmConfig(PretrainedConfig):  # type: ignore[misc]  # transformers h
         self.context_mlp_type = context_mlp_type
         self.context_mlp_input = context_mlp_input
         self.use_cache = use_cache
+        # transformers 4 knows the format of the weights as torch_dtype, 5 takes either name.
+        old_dtype = kwargs.pop("torch_dtype", None)
+        kwargs["torch_dtype"] = kwargs.pop("dtype", None) or old_dtype
         super().__init__(
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,

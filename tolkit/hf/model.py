@@ -89,7 +89,8 @@ class MemoryLlmForCausalLM(PreTrainedModel, GenerationMixin):  # type: ignore[mi
             config = MemoryLlmConfig.from_model_config(stored, name_or_path=str(path))
         elif _shape(config) != _shape(MemoryLlmConfig.from_model_config(stored)):
             raise UsageError(f"config: is not that of {path}, expected its shape and constants")
-        config.dtype = loaded.decoder.embedding.dtype
+        dtype_key = "dtype" if hasattr(config, "dtype") else "torch_dtype"
+        setattr(config, dtype_key, loaded.decoder.embedding.dtype)
         model = cls(config, decoder=loaded.decoder, rows=loaded.rows)
         model._tokenizer_files = dict(loaded.tokenizer_files)
         model._token_counts = loaded.token_counts
