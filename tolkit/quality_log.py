@@ -243,7 +243,8 @@ class _Object:
         if name in self.value and self.value[name] is None:
             return None
         kinds: tuple[type, ...] = (int, float) if kind is float else (kind,)
-        found: _T = kind(self._get(name, kinds, f"{kind.__name__} or null"))
+        expected = {str: "text", int: "an integer", float: "a number"}[kind]
+        found: _T = kind(self._get(name, kinds, f"{expected} or null"))
         return found
 
 

@@ -177,6 +177,8 @@ def _paired(
         estimate = ratio_estimate(ours_W - theirs_W, windows.tokens_W)
     if estimate is None:
         return None
+    if len(windows.tokens_W) < 2:
+        return Change(against, estimate.value, -math.inf, math.inf, True)
     return Change(against, estimate.value, estimate.low, estimate.high, True)
 
 

@@ -197,8 +197,8 @@ def _message(
     if gate.metric in EXACT_METRICS:
         return text
     if not _is_known(low, high):
-        one = "" if change is not None and not change.paired else " (one window)"
-        return f"{text}, its error is unknown{one}"
+        why = "" if change is not None and not change.paired else " (one window)"
+        return f"{text}, its error is unknown{why}"
     how = "" if change is None else " of the paired difference"
     if change is not None and not change.paired:
         how = ", unpaired (both errors at their worst)"
