@@ -1,4 +1,4 @@
-"""Changes from a baseline or a reference: against naive formulas, and what their intervals cover."""
+"""Changes from a baseline or a reference: naive formulas, and what their intervals cover."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_the_grammar(text: str, metric: str, limit: float, relative: bool) -> No
     ],
 )
 def test_what_is_no_gate(text: str) -> None:
-    with pytest.raises(UsageError, match="^gate: ") as caught:
+    with pytest.raises(UsageError, match=r"^gate: ") as caught:
         parse_gate(text)
     assert caught.value.hint
 
