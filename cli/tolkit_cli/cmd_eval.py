@@ -221,9 +221,9 @@ def evaluate(
     _write_reports(out, result, verdicts, before, reports)
     if candidate.kind == "bundle":
         append_quality(model, quality_record(result, verdicts), progress)
-    require_gates(verdicts)
-    if result.problems:
+    if result.problems:  # before the gates: broken numbers are no verdict on quality
         raise NonFiniteError(result.problems[0], hint=f"run: tol verify {model}")
+    require_gates(verdicts)
 
 
 def _show(
