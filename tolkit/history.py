@@ -161,7 +161,12 @@ def _records(folders: Iterable[Path], notes: list[str]) -> list[QualityRecord]:
         path = folder / QUALITY_FILE
         if not path.is_file():
             continue
-        for number, line in quality_lines(path):
+        try:
+            lines = quality_lines(path)
+        except InputError as error:
+            notes.append(f"left out: {error.message}")
+            continue
+        for number, line in lines:
             try:
                 record = parse_record(line, f"{path}:{number}")
             except InputError as error:

@@ -56,8 +56,8 @@ def history(
     """Show what each step to a bundle cost in quality.
 
     Reads the bundle's history, and the evaluation records (quality.jsonl) that tol eval left in
-    it and in its ancestors, which are looked for beside it and under --search. Needs no torch;
-    takes about a tenth of a second. Writes nothing but the picture, if you ask for one.
+    it and in its ancestors, which are looked for beside it and under --search. Needs no torch
+    and less than a second. Writes nothing but the picture, if you ask for one.
 
     All figures of a table are of one text, one window length and one reference; what was measured
     otherwise is named and left out.

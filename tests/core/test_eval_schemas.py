@@ -71,12 +71,20 @@ def with_task() -> EvalResult:
     return made(metrics=metrics, tasks={"piqa": TaskItems("d" * 64, {"acc": "0110"})})
 
 
+def broken_windows() -> EvalResult:
+    result = windowed(7, seed=1)
+    assert result.windows is not None
+    sums = replace(result.windows, nll_W=result.windows.nll_W * math.nan)
+    return replace(result, windows=sums, problems=("NaN logits, first in window 0",))
+
+
 RESULTS: dict[str, EvalResult] = {
     "healthy": made(noise_floor=Metric(6e-5, 1e-6, 99)),
     "without reference": made(reference_identity=None, reference_metrics={}),
     "a checkpoint": made(kind="checkpoint", table_bytes=None, bits_per_value=None),
     "broken": made(metrics=dict.fromkeys(METRICS, NAN), problems=("NaN logits",)),
     "with windows": windowed(7, seed=1),
+    "broken, with windows": broken_windows(),
     "one window": windowed(1, seed=1),
     "too many windows": windowed(20_001, seed=1),
     "with a task": with_task(),
@@ -110,7 +118,15 @@ def test_reports_of_a_real_evaluation_keep_to_them(tmp_path: Path) -> None:
     EVAL.validate(report)
     record = through_text(quality_record(result, verdicts))
     QUALITY.validate(record)
-    assert len(record["window_sums"]["nll_nats"]) == len(windows)
+    sums, metrics = record["window_sums"], record["metrics"]
+    assert {len(values) for values in sums.values()} == {len(windows)}
+    tokens = windows.n_tokens
+    for name, mean in (
+        ("ppl_token", math.exp(sum(sums["nll_nats"]) / tokens)),
+        ("kl_mean_nats", sum(sums["kl_nats"]) / tokens),
+        ("top1_agreement", sum(sums["agreeing_tokens"]) / tokens),
+    ):
+        assert mean == pytest.approx(metrics[name]["value"], rel=1e-8), name
     assert report["baseline"]["identity"] == result.identity
 
 

@@ -181,6 +181,16 @@ def test_damage_beside_the_bundle_is_a_note(chain: list[Path], tmp_path: Path) -
         assert sum(said in text for text in found.notes) == 1, said
 
 
+def test_a_log_too_large_to_read_is_a_note(
+    chain: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note(chain[0], 10.0)
+    monkeypatch.setattr("tolkit.quality_log._LIMIT_BYTES", 100)
+    found = history_of(chain[2])
+    assert perplexities(found) == [None, None, None]
+    assert "larger than the limit" in found.notes[0]
+
+
 def test_a_damaged_bundle_is_an_error(chain: list[Path], tmp_path: Path) -> None:
     (chain[2] / "tol.json").write_bytes(b"{}")
     with pytest.raises(BundleError):
