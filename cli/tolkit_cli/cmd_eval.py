@@ -175,7 +175,7 @@ def evaluate(
         parse_gate,
         planned_setting,
         quality_record,
-        require_baseline,
+        require_gate_partners,
         require_gates,
         windows_of,
     )
@@ -188,7 +188,7 @@ def evaluate(
     conditions = [parse_gate(text) for text in gate or []]
     conditions += load_gates(gates) if gates else []
     stored = load_baseline(baseline) if baseline else None
-    require_baseline(conditions, stored)
+    require_gate_partners(conditions, baseline=stored, reference=reference is not None)
     progress = out.progress()
     out.record("inputs", model=model, reference=reference, data=data, baseline=baseline)
     with out.timing("load"):

@@ -153,6 +153,15 @@ def test_no_reference_where_the_baseline_has_one_is_5(work: Path) -> None:
     assert main([str(word) for word in command]) == 5
 
 
+@pytest.mark.parametrize(
+    "gate", ["ppl_increase<=1", "kl_mean<=1", "top1_agreement>=0", "ppl_word<=reference+1%"]
+)
+def test_a_comparison_without_a_reference_is_2_before_the_work(work: Path, gate: str) -> None:
+    command = ["eval", work / "full.tol", "--data", work / "text.txt", "--gate", gate]
+    assert main([str(word) for word in command]) == 2
+    assert records(work) == []
+
+
 def test_nothing_to_score_is_4(work: Path) -> None:
     for data in (b"", b"\xff\xfe\xff"):
         (work / "other.txt").write_bytes(data)

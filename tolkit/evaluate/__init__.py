@@ -10,6 +10,7 @@ from tolkit.evaluate.gates import (
     load_gates,
     parse_gate,
     require_baseline,
+    require_gate_partners,
     require_gates,
 )
 from tolkit.evaluate.junit import to_junit
@@ -52,6 +53,7 @@ __all__ = [
     "quality_record",
     "require_baseline",
     "require_gates",
+    "require_gate_partners",
     "setting_of",
     "to_json",
     "to_junit",

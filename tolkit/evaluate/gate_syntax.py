@@ -24,6 +24,7 @@ from tolkit.evaluate.result import METRIC_NAMES
 from tolkit_formats import files
 
 __all__ = [
+    "COMPARISONS",
     "EXACT_METRICS",
     "GATE_METRICS",
     "Comparison",
@@ -41,8 +42,9 @@ EXACT_METRICS = ("bytes", "bits_per_value")
 GATE_METRICS = (*METRIC_NAMES, *EXACT_METRICS)
 _ALIASES = {"kl_mean": "kl_mean_nats", "kl_median": "kl_median_nats", "kl_p99": "kl_p99_nats"}
 _RATIOS = {"ppl_increase", "top1_agreement"}
-# What the reference has too; every other metric is a comparison with it already.
+# What the reference has too; every other metric of a text is a comparison with it already.
 _OF_REFERENCE = ("ppl_token", "ppl_word", "ppl_byte", "bits_per_byte")
+COMPARISONS = tuple(name for name in METRIC_NAMES if name not in _OF_REFERENCE)
 _BYTE_UNITS = {
     "B": 1,
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},

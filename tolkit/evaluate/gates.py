@@ -18,6 +18,7 @@ from tolkit.errors import GateError, UsageError
 from tolkit.evaluate.baseline import Baseline, setting_of
 from tolkit.evaluate.changes import Change, from_baseline, from_reference, require_same_counts
 from tolkit.evaluate.gate_syntax import (
+    COMPARISONS,
     EXACT_METRICS,
     GATE_METRICS,
     Gate,
@@ -37,6 +38,7 @@ __all__ = [
     "parse_gate",
     "require_baseline",
     "require_gates",
+    "require_gate_partners",
 ]
 
 Status = Literal["passed", "failed", "undecided"]
@@ -92,6 +94,19 @@ def require_baseline(gates: Sequence[Gate], baseline: Baseline | None) -> None:
         raise UsageError(
             f"gate: {needing[0]} compares with a baseline, none was given",
             hint="add --baseline FILE, a quality.jsonl or the bundle that holds it",
+        )
+
+
+def require_gate_partners(
+    gates: Sequence[Gate], *, baseline: Baseline | None, reference: bool
+) -> None:
+    """UsageError when a gate compares with something the evaluation will not have."""
+    require_baseline(gates, baseline)
+    needing = [gate for gate in gates if gate.partner == "reference" or gate.metric in COMPARISONS]
+    if needing and not reference:
+        raise UsageError(
+            f"gate: {needing[0].text} compares with a reference, none was given",
+            hint="add --reference CHECKPOINT, the one the tables were built from",
         )
 
 
