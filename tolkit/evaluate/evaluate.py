@@ -16,7 +16,7 @@ from tolkit.evaluate.estimates import ratio_estimate
 from tolkit.evaluate.forward import ForwardPass, Machine
 from tolkit.evaluate.metrics import Tally, TextSizes, comparison_metrics, perplexity_metrics
 from tolkit.evaluate.partners import check_partners
-from tolkit.evaluate.result import Conditions, EvalResult, Metric, metric_of
+from tolkit.evaluate.result import Conditions, EvalResult, Metric, WindowSums, metric_of
 from tolkit.evaluate.runnable import Placed, Runnable, device_label
 from tolkit.evaluate.windows import Windows
 from tolkit.progress import Progress, TqdmProgress
@@ -96,7 +96,7 @@ def _results(
     noise_floor: Metric | None,
 ) -> list[EvalResult]:
     """One result a candidate."""
-    sizes = TextSizes(windows)
+    sizes = TextSizes.of(windows)
     conditions = _conditions(windows, run.machine)
     first = len(run.models) - len(candidates)
     found = []
@@ -122,6 +122,7 @@ def _results(
                 problems=tuple(problems),
                 table_bytes=candidate.table_bytes,
                 bits_per_value=candidate.bits_per_value,
+                windows=_window_sums(sizes, tally, None if reference is None else run.tallies[0]),
                 timings_s={
                     "forward": run.forward_s[first + i],
                     "reference_forward": run.forward_s[0] if reference is not None else 0.0,
@@ -131,6 +132,19 @@ def _results(
             )
         )
     return found
+
+
+def _window_sums(sizes: TextSizes, tally: Tally, reference: Tally | None) -> WindowSums:
+    compared = reference is not None
+    return WindowSums(
+        tokens_W=sizes.tokens_W,
+        words_W=sizes.words_W,
+        bytes_W=sizes.bytes_W,
+        nll_W=tally.nll_W,
+        reference_nll_W=reference.nll_W if reference is not None else None,
+        kl_W=tally.kl_W if compared else None,
+        agreeing_W=tally.agreeing_W if compared else None,
+    )
 
 
 def _problems(windows: Windows, label: str, tally: Tally) -> list[str]:

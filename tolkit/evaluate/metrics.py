@@ -6,6 +6,7 @@ W windows, N tokens; everything in float64.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +22,18 @@ __all__ = ["Tally", "TextSizes", "comparison_metrics", "perplexity_metrics"]
 Floats = npt.NDArray[np.float64]
 
 
+@dataclass(frozen=True, eq=False)
 class TextSizes:
     """Scored tokens, words and bytes of each window, float64 [W]."""
 
-    def __init__(self, windows: Windows) -> None:
-        self.tokens_W = windows.scored_W.astype(np.float64)
-        self.words_W = windows.words_W
-        self.bytes_W = windows.bytes_W
+    tokens_W: Floats
+    words_W: Floats
+    bytes_W: Floats
+
+    @classmethod
+    def of(cls, windows: Windows) -> TextSizes:
+        """Of all windows of a text."""
+        return cls(windows.scored_W.astype(np.float64), windows.words_W, windows.bytes_W)
 
 
 class Tally:

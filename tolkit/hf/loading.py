@@ -83,7 +83,7 @@ def load(path: Path, options: LoadOptions) -> Loaded:
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such folder, expected a checkpoint or a bundle on this machine",
-            hint="download the model first: hf download NAME --local-dir DIR",
+            hint="download the model into a folder first",
         )
     return _load_bundle(path, options) if is_bundle(path) else _load_checkpoint(path, options)
 
