@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tokenizers
+import torch
+from _eval_fakes import pico_tokenizer
 from _lm_eval import compare, judge, largest_difference, task_of
-from _pico import pico_checkpoint
+from _pico import pico_checkpoint, pico_config, pico_model
 from _task_rows import ROWS, write_rows
 
-from tolkit.evaluate.tasks import evaluate_tasks, load_task
+from tolkit.data import Document, Tokenizer
+from tolkit.evaluate.tasks import evaluate_tasks, find_tasks, load_task
+from tolkit.model import Decoder, save_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit.tables import load_runnable
 
 transformers = pytest.importorskip("transformers")
 
+SHARED = Path(__file__).parents[3] / "shared" / "data"
 CLOSE = 1e-4
 
 
@@ -158,3 +164,109 @@ def test_tokens_the_tokenizer_adds(
     )
     assert max(apart for _, _, apart in found.values()) < CLOSE
     assert {result.conditions.prefix_id for result, _, _ in found.values()} == {prefix}
+
+
+def taught(model: Decoder, ids: list[int], steps: int, length: int = 64) -> None:
+    """A few steps of training on `ids`, enough to expect likely tokens; changes `model`."""
+    pieces = torch.tensor(ids[: len(ids) // (length + 1) * (length + 1)]).view(-1, length + 1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(steps):
+        batch = pieces[(torch.arange(8) + 8 * step) % len(pieces)]
+        logits = model(batch[:, :-1])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_words_the_model_would_write(tmp_path: Path, kind: str) -> None:
+    model, tokenizer = pico_model(kind, max_position_embeddings=256), pico_tokenizer()
+    taught(model, tokenizer.encode("the cat sat on a mat, so " * 60), steps=80, length=48)
+    save_checkpoint(model, tmp_path / kind, tokenizer.files())
+    endings = ["the cat sat on", "so the cat", "a mat, so the", "the cat dat", "mat, so"]
+    rows = {"lambada": [{"text": f"the cat sat on a mat, {ending}"} for ending in endings]}
+    found = compare(
+        load_runnable(tmp_path / kind),
+        transformers_model(kind, tmp_path / kind),
+        transformers.AutoTokenizer.from_pretrained(tmp_path / kind),
+        write_rows(tmp_path / "data", rows),
+        rows,
+    )
+    result, _, apart = found["lambada"]
+    assert apart < CLOSE
+    assert 0 < result.metrics["acc"].value < 1
+
+
+FEW = 200
+SPLITS = {"lambada": "test", "arc_easy": "test", "hellaswag": "val", "piqa": "valid"}
+SPLITS |= {"siqa": "dev", "winogrande": "dev", "boolq": "dev", "openbookqa": "validation"}
+# These rows were cleaned when they were collected.
+CLEANED = {
+    "process_docs": None,
+    "doc_to_text": "{{activity_label}}: {{ctx}}",
+    "doc_to_choice": "endings",
+}
+
+
+def shared_rows(name: str) -> list[dict[str, Any]]:
+    """The first rows of a task under shared data, in the form of the harness' data set."""
+    folder = SHARED / "tasks" / name
+    lines = (folder / f"{SPLITS[name]}.jsonl").read_text().splitlines()[:FEW]
+    rows = [json.loads(line) for line in lines]
+    if name == "piqa":
+        labels = (folder / "valid-labels.lst").read_text().split()
+        return [{**row, "label": int(label)} for row, label in zip(rows, labels, strict=False)]
+    if name == "boolq":
+        return [{**row, "label": int(row["answer"])} for row in rows]
+    return rows
+
+
+def shared_pages() -> list[dict[str, Any]]:
+    """Articles of WikiText-2, from one title line to the next."""
+    text = (SHARED / "wikitext-2" / "valid.txt").read_text()
+    starts = [match.start() for match in re.finditer(r"(?m)^ = [^=\n]+ = $", text)]
+    ends = [*(start - 1 for start in starts[1:]), len(text)]
+    return [{"page": text[start:end]} for start, end in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no task files beside the project")
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_on_real_items(tmp_path: Path, kind: str) -> None:
+    text = (SHARED / "wikitext-2" / "train.head1MB.raw.txt").read_text()[:300_000]
+    tokenizer = Tokenizer.train([Document("wiki", text)], 2048)
+    shape = {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 512}
+    path = tmp_path / kind
+    torch.manual_seed(0)
+    model = Decoder(pico_config(kind, **shape))
+    taught(model, tokenizer.encode(text[:60_000]), steps=60)
+    save_checkpoint(model, path, tokenizer.files())
+    rows = {name: shared_rows(name) for name in SPLITS}
+    rows["wikitext"] = shared_pages()[:12]
+    files = write_rows(tmp_path / "data", rows)
+    found = compare(
+        load_runnable(path),
+        transformers_model(kind, path),
+        transformers.AutoTokenizer.from_pretrained(path),
+        files,
+        rows,
+        {"hellaswag": CLEANED},
+        batch_size=16,
+    )
+    for name, (result, _, apart) in found.items():
+        assert result.n == len(rows[name])
+        # A page is the sum of thousands of tokens.
+        assert apart < (CLOSE * 50 if name == "wikitext" else CLOSE)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no task files beside the project")
+def test_files_as_they_lie_there_give_the_same_items(tmp_path: Path) -> None:
+    """piqa's labels beside, boolq's answers, wikitext's headings: found and read by name."""
+    own = write_rows(tmp_path, {name: shared_rows(name) for name in SPLITS})
+    for task in find_tasks(list(SPLITS), SHARED / "tasks", limit=FEW):
+        assert task.digest == load_task(task.name, own[task.name]).digest
+    ours = load_task("wikitext", SHARED / "wikitext-2" / "valid.txt")
+    pages = write_rows(tmp_path, {"wikitext": shared_pages()})["wikitext"]
+    assert ours.digest == load_task("wikitext", pages).digest
+    assert len(ours.items) == 60
