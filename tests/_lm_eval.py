@@ -102,14 +102,17 @@ def judge(
     return judged
 
 
-def largest_difference(ours: TaskResult, items: Sequence[Any], theirs: Judged) -> float:
-    """Demand equal texts, choices and metrics; returns the largest |log-likelihood| apart."""
+def check_equal(ours: TaskResult, items: Sequence[Any], theirs: Judged) -> float:
+    """Demand equal texts, likelihoods, choices and metrics; returns the largest difference of
+    log-likelihoods. The harness sums in float32: 1e-4 apart, or 3e-7 of sums of hundreds of nats.
+    """
     for item, requests in zip(items, theirs.requests, strict=True):
         texts = list(item.pairs) if isinstance(item, Item) else [(item.text,)]
         assert texts == requests
     apart = 0.0
     for outcome, scores, greedy in zip(ours.outcomes, theirs.scores, theirs.greedy, strict=True):
         apart = max(apart, float(np.abs(np.subtract(outcome.log_likelihoods, scores)).max()))
+        np.testing.assert_allclose(outcome.log_likelihoods, scores, rtol=3e-7, atol=1e-4)
         if outcome.gold is not None:
             assert outcome.choice == int(np.argmax(scores))
         elif outcome.greedy is not None:
@@ -120,7 +123,6 @@ def largest_difference(ours: TaskResult, items: Sequence[Any], theirs: Judged) -
             assert metric.value == expected
             assert metric.se == pytest.approx(theirs.se[name], rel=1e-12)
         else:
-            # The harness sums a text's tokens in float32; exp of a mean of few nats shows it.
             tolerance = 1e-5 if name == "perplexity" else 1e-6
             assert metric.value == pytest.approx(expected, rel=tolerance), (name, apart)
     return apart
@@ -153,7 +155,7 @@ def compare(
         task.name: (
             result,
             judged[task.name],
-            largest_difference(result, task.items, judged[task.name]),
+            check_equal(result, task.items, judged[task.name]),
         )
         for task, result in zip(data, results, strict=True)
     }
