@@ -11,7 +11,7 @@ import pytest
 import tokenizers
 import torch
 from _eval_fakes import pico_tokenizer
-from _lm_eval import compare, judge, check_equal, task_of
+from _lm_eval import check_equal, compare, judge, task_of
 from _pico import pico_checkpoint, pico_config, pico_model
 from _task_rows import ROWS, write_rows
 
