@@ -1,7 +1,8 @@
 """A tokenizer: byte-level BPE trained here, or anything in Hugging Face's tokenizer.json form.
 
 Text is data: the spelling of a special token inside a text is encoded as ordinary characters,
-and nothing (no bos, no eos) is added by `encode`.
+and nothing (no bos, no eos) is added by `encode`. Only `encode_batch_marked` does both, where
+numbers must equal those of other programs.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Tokenizer:
         self.bos_id = _named_token("bos_token", config, _BOS_NAMES, specials, vocabulary, where)
         self.eos_id = _named_token("eos_token", config, _EOS_NAMES, specials, vocabulary, where)
         self._config_json = config_json if config_json is not None else self._own_config()
+        self._marking_core: tokenizers.Tokenizer | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -109,6 +111,23 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, on all threads; faster than `encode` in a loop."""
         encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_batch_marked(self, texts: Sequence[str], *, add_special: bool) -> list[list[int]]:
+        """Ids of each text as transformers' tokenizer of the same files gives them.
+
+        Args:
+            texts: where they spell out a special token, that token is meant.
+            add_special: put around each text what the post-processor of tokenizer.json says
+                (bos in front, for most Llamas; transformers reads no other file for this).
+        """
+        if self._marking_core is None:
+            self._marking_core = _parse_tokenizer(self._json, self.where)
+            self._marking_core.no_padding()
+            self._marking_core.no_truncation()
+        encodings = self._marking_core.encode_batch_fast(
+            list(texts), add_special_tokens=add_special
+        )
         return [encoding.ids for encoding in encodings]
 
     def decode(self, ids: Sequence[int]) -> str:
