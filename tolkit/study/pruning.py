@@ -1,0 +1,211 @@
+"""A dense model pruned to the active size of memory models, beside them (paper, Figure 11)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tolkit.data import read_documents
+from tolkit.data.limit import limited
+from tolkit.errors import MismatchError, UsageError
+from tolkit.evaluate import Windows, windows_of
+from tolkit.model import count_parameters
+from tolkit.study.context import Context
+from tolkit.study.fields import QUALITY, Field
+from tolkit.study.figure import COLOURS, panel, plain_ticks, with_errors
+from tolkit.study.paper import PRUNING
+from tolkit.study.prune import prune, sparsity_for
+from tolkit.study.pruning_methods import METHODS, NEEDS_TEXT
+from tolkit.study.spec import words
+from tolkit.study.store import Point
+from tolkit.study.study import EvaluatedStudy, Opened, Variant
+from tolkit.tables import Runnable, load_runnable
+
+__all__ = ["PruningStudy"]
+
+_UNPRUNED = "none"
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A model to be as small as: its name in the table, and its active block parameters."""
+
+    name: str
+    runnable: Runnable
+    active: int
+
+
+class PruningStudy(EvaluatedStudy):
+    """Figure 11."""
+
+    name = "pruning"
+    title = "A dense model pruned to the active size of memory models"
+    about = (
+        "The dense model loses the same share of every block projection until as many block "
+        "parameters remain as are active in the other model (its blocks without token FFNs); the "
+        "other model itself stands beside, method none. Changes and KL are against the dense model."
+    )
+    fields = (
+        Field("model", "model", "text"),
+        Field("method", "pruned by", "text"),
+        Field("active_params", "active", "millions"),
+        Field("sparsity", "sparsity", "percent"),
+        *QUALITY,
+    )
+    paper = PRUNING
+    takes = frozenset({"values", "against", "calibration", "calibration_windows"})
+    at_once = 2
+
+    def fingerprint(self, context: Context) -> Mapping[str, Any]:
+        """See Study; the calibration text too."""
+        found = {**super().fingerprint(context)}
+        if _methods(context) & NEEDS_TEXT:
+            found["calibration"] = _calibration(context).text_digest
+            found["calibration_windows"] = context.spec.calibration_windows
+        return found
+
+    def variants(self, context: Context) -> list[Variant]:
+        """For each target: itself, then the dense model pruned in every way."""
+        dense = context.runnable
+        if dense.model.config.has_tables:
+            raise UsageError(
+                f"{dense.path}: has token tables, the model to prune is a dense one",
+                hint="give the dense checkpoint, and this one with --against",
+            )
+        if not context.spec.against:
+            raise UsageError(
+                "against: names no checkpoint to be as small as", hint="add --against CKPT"
+            )
+        methods = [name for name in METHODS if name in _methods(context)]
+        total = count_parameters(dense.model.config).total
+        found = [_as_is(context, dense, "dense", total)]
+        for target in _targets(context):
+            label = f"{target.name} ({target.runnable.identity[:8]})"
+            found.append(_as_is(context, target.runnable, label, target.active, target.name))
+            sparsity = sparsity_for(dense.model, total, target.active)
+            for method in methods:
+                facts: dict[str, Any] = {
+                    "model": "dense",
+                    "method": method,
+                    "active_params": target.active,
+                    "sparsity": sparsity,
+                    "target": target.name,
+                }
+                key = f"dense to {label} {method}"
+                found.append(Variant(key, facts, _pruner(context, method, sparsity)))
+        return found
+
+    def draw(self, figure: Any, rows: Sequence[Point]) -> None:
+        """Perplexity over active parameters."""
+        axes = panel(figure, "active block parameters (millions)", "perplexity")
+        shown = [{**row, "millions": row["active_params"] / 1e6} for row in rows]
+        markers = ("s", "^", "D")
+        for method, colour, marker in zip(METHODS, COLOURS[1:], markers, strict=False):
+            chosen = sorted(
+                (row for row in shown if row["method"] == method), key=lambda row: row["millions"]
+            )
+            if chosen:
+                style = {"color": colour, "marker": marker}
+                label = f"dense, {method}"
+                with_errors(axes, chosen, "millions", "ppl_token", "ppl_token_se", style, label)
+        unpruned = [row for row in shown if row["method"] == _UNPRUNED]
+        for i, row in enumerate(unpruned):
+            colour = COLOURS[5] if i == 0 else COLOURS[0]
+            style: dict[str, Any] = {
+                "color": colour,
+                "marker": "o" if i == 0 else "*",
+                "markersize": 11,
+            }
+            style["linestyle"] = "none"
+            label = "dense, unpruned" if i == 0 else row["model"]
+            with_errors(axes, [row], "millions", "ppl_token", "ppl_token_se", style, label)
+        axes.set_yscale("log")
+        plain_ticks(axes.yaxis)
+        axes.legend()
+
+
+def _methods(context: Context) -> frozenset[str]:
+    names = words(context.spec.values) if context.spec.values else list(METHODS)
+    for name in names:
+        if name not in METHODS:
+            raise UsageError(f"values: {name!r} is no method, expected {', '.join(METHODS)}")
+    return frozenset(names)
+
+
+def _targets(context: Context) -> list[_Target]:
+    paths = [Path(path) for path in context.spec.against]
+    names = [path.resolve().name for path in paths]
+    found = []
+    for path, name in zip(paths, names, strict=True):
+        runnable = load_runnable(path)
+        if runnable.tokenizer.digest != context.runnable.tokenizer.digest:
+            raise MismatchError(
+                f"{path}: its tokenizer is not that of {context.spec.model}, perplexities would "
+                "not compare",
+                hint="train both with the same tokenizer",
+            )
+        label = name if names.count(name) == 1 else str(path)
+        active = count_parameters(runnable.model.config).active
+        found.append(_Target(label, runnable, active))
+    return found
+
+
+def _as_is(
+    context: Context, runnable: Runnable, key: str, active: int, name: str = "dense"
+) -> Variant:
+    facts = {"model": name, "method": _UNPRUNED, "active_params": active, "sparsity": 0.0}
+    return Variant(f"{key} {_UNPRUNED}", facts, lambda stack: Opened(runnable))
+
+
+def _pruner(context: Context, method: str, sparsity: float) -> Any:
+    def open_(stack: ExitStack) -> Opened:
+        dense, device = context.runnable, context.machine.device
+        model = dense.model
+        if model.embedding.device != device:
+            model = type(model)(model.config)
+            model.load_state_dict(dense.model.state_dict())
+            model.to(device)
+        ids_BT = _calibration_ids(context, method).to(device)
+        pruned = prune(model, method, sparsity, ids_BT, context.progress)
+        return Opened(dataclasses.replace(dense, model=pruned))
+
+    return open_
+
+
+def _calibration(context: Context) -> Windows:
+    """The beginning of the calibration text in full windows.
+
+    Raises:
+        UsageError: there is none.
+    """
+    spec, runnable = context.spec, context.runnable
+    if not spec.calibration:
+        raise UsageError(
+            "calibration: wanda and sparsegpt look at text",
+            hint="add --calibration TEXT, other text than --data",
+        )
+    length = spec.window or runnable.model.config.max_position_embeddings
+    tokens = spec.calibration_windows * length + 1
+    documents = limited(read_documents(list(spec.calibration)), runnable.tokenizer, tokens)
+    return windows_of(documents, runnable.tokenizer, length, packed=True)
+
+
+def _calibration_ids(context: Context, method: str) -> Tensor:
+    """Ids int64 [B, T] of equally long windows; empty for methods that look at no text."""
+    if method not in NEEDS_TEXT:
+        return torch.empty(0, 1, dtype=torch.int64)
+    windows = _calibration(context)
+    if windows.text_digest == context.windows.text_digest:
+        context.progress.warn("--calibration: is the text that is measured on, give other text")
+    rows = [window.ids[:-1] for window in windows]
+    longest = max(len(row) for row in rows)
+    full = [row for row in rows if len(row) == longest][: context.spec.calibration_windows]
+    return torch.from_numpy(np.stack(full).astype(np.int64))
