@@ -23,6 +23,7 @@ from tolkit_cli import (
     cmd_drop_layers,
     cmd_eval,
     cmd_inspect,
+    cmd_study,
     cmd_train,
     cmd_verify,
 )
@@ -41,6 +42,7 @@ COMMANDS: tuple[Registered, ...] = (
     cmd_compress.compress,
     cmd_drop_layers.drop_layers,
     cmd_eval.evaluate,
+    cmd_study.study,
     cmd_verify.verify,
     cmd_inspect.inspect,
     cmd_diff.diff,

@@ -119,14 +119,10 @@ class PruningStudy(EvaluatedStudy):
         unpruned = [row for row in shown if row["method"] == _UNPRUNED]
         for i, row in enumerate(unpruned):
             colour = COLOURS[5] if i == 0 else COLOURS[0]
-            style: dict[str, Any] = {
-                "color": colour,
-                "marker": "o" if i == 0 else "*",
-                "markersize": 11,
-            }
-            style["linestyle"] = "none"
+            mark = "o" if i == 0 else "*"
+            look = {"color": colour, "marker": mark, "markersize": 11, "linestyle": "none"}
             label = "dense, unpruned" if i == 0 else row["model"]
-            with_errors(axes, [row], "millions", "ppl_token", "ppl_token_se", style, label)
+            with_errors(axes, [row], "millions", "ppl_token", "ppl_token_se", look, label)
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
         axes.legend()
