@@ -23,7 +23,14 @@ from tolkit.model.rows import LazyPlanes
 if TYPE_CHECKING:
     from tolkit.tables import Runnable
 
-__all__ = ["MemoRows", "scaled", "without_ffn", "without_layers"]
+__all__ = [
+    "MemoRows",
+    "layers_with_tables",
+    "require_tables",
+    "scaled",
+    "without_ffn",
+    "without_layers",
+]
 
 
 def scaled(runnable: Runnable, alpha: float) -> Runnable:
@@ -34,7 +41,7 @@ def scaled(runnable: Runnable, alpha: float) -> Runnable:
     Raises:
         UsageError: `alpha` is negative or not finite, or the model is dense.
     """
-    _require_tables(runnable)
+    require_tables(runnable)
     if not math.isfinite(alpha) or alpha < 0:
         raise UsageError(f"alpha: expected a finite number of at least 0, got {alpha}")
 
@@ -59,8 +66,8 @@ def without_layers(runnable: Runnable, gone: Mapping[int, int | None]) -> Runnab
     Raises:
         UsageError: the model is dense, a layer has no table, or a receiver goes as well.
     """
-    _require_tables(runnable)
-    kept = _layers_with_tables(runnable)
+    require_tables(runnable)
+    kept = layers_with_tables(runnable)
     for layer, into in gone.items():
         if layer not in kept:
             raise UsageError(f"layer: {layer} has no table to leave out, expected one of {kept}")
@@ -146,7 +153,8 @@ def _adjusted(runnable: Runnable, adjust: Adjust) -> Runnable:
     return dataclasses.replace(runnable, adjust=lambda planes: adjust(before(planes)))
 
 
-def _require_tables(runnable: Runnable) -> None:
+def require_tables(runnable: Runnable) -> None:
+    """UsageError for a dense model."""
     if not runnable.model.config.has_tables:
         raise UsageError(
             f"{runnable.path}: is a dense model, its FFNs read the residual stream and have no "
@@ -154,8 +162,8 @@ def _require_tables(runnable: Runnable) -> None:
         )
 
 
-def _layers_with_tables(runnable: Runnable) -> list[int]:
-    """Found by asking for one token's rows."""
+def layers_with_tables(runnable: Runnable) -> list[int]:
+    """Layers whose rows are not left out or folded; found by asking for one token's rows."""
     model = runnable.model
     rows = runnable.rows or FfnRows(model)
     with torch.inference_mode():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 from tolkit.evaluate.adjust import scaled
@@ -17,6 +16,7 @@ from tolkit.study.study import EvaluatedStudy, Opened, Variant
 
 __all__ = ["AlphaStudy"]
 
+_WIDE = 10
 _ALPHAS = "1.0,0.9,0.8,0.7,0.6,0.5"
 
 
@@ -38,18 +38,21 @@ class AlphaStudy(EvaluatedStudy):
         """Relative perplexity over alpha, the paper's beside."""
         ours = sorted(rows, key=lambda row: float(row["alpha"]))
         axes = panel(figure, "alpha (1 is the model as it is)", "perplexity relative to alpha 1")
-        ratios = [{**row, "ratio": 1 + row["ppl_increase"]} for row in ours]
+        ratios = [
+            {**row, "ratio": 1 + row["ppl_increase"]}
+            for row in ours
+            if row["ppl_increase"] is not None
+        ]
         with_errors(axes, ratios, "alpha", "ratio", "ppl_increase_se", OURS, "this model")
         theirs = [(alpha, 1 + (TABLE_1.change(alpha) or 0.0)) for alpha in TABLE_1.ppl]
         axes.plot(*zip(*theirs, strict=True), **PAPER, label="the paper's 1B model, wikitext-2")
-        axes.set_yscale("log")
-        plain_ticks(axes.yaxis)
+        if max((row["ratio"] for row in ratios), default=1) > _WIDE:
+            axes.set_yscale("log")
+            plain_ticks(axes.yaxis)
         axes.invert_xaxis()
         axes.legend()
 
 
 def _variant(context: Context, alpha: float) -> Variant:
-    def open_(stack: ExitStack) -> Opened:
-        return Opened(scaled(context.runnable, alpha))
-
-    return Variant(f"alpha {alpha:g}", {"alpha": alpha}, open_)
+    runnable = scaled(context.runnable, alpha)
+    return Variant(f"alpha {alpha:g}", {"alpha": alpha}, lambda stack: Opened(runnable))

@@ -7,6 +7,7 @@ from typing import Any
 
 from tolkit.compress.spec import CODEC_NAMES
 from tolkit.errors import UsageError
+from tolkit.evaluate.adjust import require_tables
 from tolkit.study.bundles import MODES, compressed
 from tolkit.study.context import Context
 from tolkit.study.fields import QUALITY, Field
@@ -52,6 +53,7 @@ class BitsStudy(EvaluatedStudy):
 
     def variants(self, context: Context) -> list[Variant]:
         """Two variants a codec."""
+        require_tables(context.runnable)
         codecs = words(context.spec.values) if context.spec.values else _CODECS
         known = (*_CODECS, "bf16")
         for codec in codecs:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tolkit.compress.fold import drop
 from tolkit.compress.spec import parse_layers
-from tolkit.evaluate.adjust import without_ffn, without_layers
+from tolkit.evaluate.adjust import layers_with_tables, without_ffn, without_layers
 from tolkit.study.context import Context
 from tolkit.study.fields import QUALITY, Field
 from tolkit.study.figure import CAREFUL, PLAIN, panel, per_cent_ticks, whole_ticks, with_errors
@@ -41,12 +41,15 @@ class DropStudy(EvaluatedStudy):
     def variants(self, context: Context) -> list[Variant]:
         """Two variants a layer, one for a dense model."""
         config = context.runnable.model.config
-        layers = parse_layers(context.spec.values or "0-", config.num_hidden_layers, "values")
+        count, asked = config.num_hidden_layers, context.spec.values
+        chosen = None if asked is None else parse_layers(asked, count, "values")
         if not config.has_tables:
-            return [_dense(context, layer) for layer in layers]
-        whole = (LayerStatus("kept"),) * config.num_hidden_layers
-        if len(whole) == 1:
-            return [_table(context, 0, None)]
+            return [_dense(context, layer) for layer in chosen or range(count)]
+        kept = layers_with_tables(context.runnable)
+        layers = chosen or tuple(kept)
+        if len(kept) == 1 and layers == tuple(kept):
+            return [_table(context, kept[0], None)]
+        whole = [LayerStatus("kept" if i in kept else "dropped") for i in range(count)]
         into = [drop(whole, [layer], fold=True, option="values")[layer].into for layer in layers]
         receivers = zip(layers, into, strict=True)
         return [_table(context, layer, to) for layer, into_ in receivers for to in (None, into_)]

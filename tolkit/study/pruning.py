@@ -80,11 +80,11 @@ class PruningStudy(EvaluatedStudy):
                 f"{dense.path}: has token tables, the model to prune is a dense one",
                 hint="give the dense checkpoint, and this one with --against",
             )
+        methods = [name for name in METHODS if name in _methods(context)]
         if not context.spec.against:
             raise UsageError(
                 "against: names no checkpoint to be as small as", hint="add --against CKPT"
             )
-        methods = [name for name in METHODS if name in _methods(context)]
         total = count_parameters(dense.model.config).total
         found = [_as_is(context, dense, "dense", total)]
         for target in _targets(context):

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tolkit.compress.spec import parse_ranks
+from tolkit.evaluate.adjust import require_tables
 from tolkit.study.bundles import MODES, compressed
 from tolkit.study.context import Context
 from tolkit.study.fields import QUALITY, Field
@@ -49,6 +50,7 @@ class RankStudy(EvaluatedStudy):
 
     def variants(self, context: Context) -> list[Variant]:
         """Two variants a cut."""
+        require_tables(context.runnable)
         config = context.runnable.model.config
         V, D, L = config.vocab_size, config.hidden_size, config.num_hidden_layers
         found = []

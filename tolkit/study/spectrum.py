@@ -133,7 +133,7 @@ def _energies(
 ) -> Tensor:
     """Squared singular values of one layer's table, falling: float64 [D]."""
     device = context.machine.device
-    with block_pool(context.spec.threads) as pool, full_float32(), torch.inference_mode():
+    with block_pool(context.spec.threads) as pool, full_float32():
         executor = pool.executor if device.type == "cpu" else None
         gram = GramAccumulator(
             source.hidden_size, pool=executor, product_dtype=torch.float64, device=device
