@@ -26,7 +26,7 @@ class AlphaStudy(EvaluatedStudy):
     name = "alpha"
     title = "What the token tables contribute: alpha x FFN(X0)"
     about = "Every table row is multiplied by alpha; 1 is the model as it is, 0 has no tables."
-    fields = (Field("alpha", "alpha"), *QUALITY)
+    fields = (Field("alpha", "alpha", "exact"), *QUALITY)
     paper = TABLE_1
 
     def variants(self, context: Context) -> list[Variant]:

@@ -13,11 +13,12 @@ from tolkit.study.context import Context
 from tolkit.study.fields import QUALITY, Field
 from tolkit.study.figure import (
     CAREFUL,
+    PAPER,
     PLAIN,
     log_floor,
-    named_points,
     panel,
-    plain_ticks,
+    per_cent_ticks,
+    with_errors,
 )
 from tolkit.study.paper import TABLE_7
 from tolkit.study.spec import words
@@ -48,7 +49,7 @@ class BitsStudy(EvaluatedStudy):
         *QUALITY,
     )
     paper = TABLE_7
-    takes = frozenset({"values", "keep", "threads"})
+    takes = frozenset({"values", "keep"})
     at_once = len(MODES)
 
     def variants(self, context: Context) -> list[Variant]:
@@ -72,18 +73,27 @@ class BitsStudy(EvaluatedStudy):
         ]
 
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
-        """KL divergence over true bits a value."""
-        axes = panel(
-            figure,
-            "bits per value, all side information counted",
-            "KL divergence from the FFN path (nats a token)",
-        )
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        shown = log_floor(rows, "kl_mean_nats")
+        """KL divergence, and change of perplexity with the paper's beside, for each codec."""
+        codecs = list(dict.fromkeys(row["codec"] for row in rows))
+        placed = [{**row, "place": codecs.index(row["codec"])} for row in rows]
+        left = panel(figure, "", "KL divergence (nats a token)", (1, 2, 1))
+        right = panel(figure, "", "change of perplexity", (1, 2, 2))
+        left.set_yscale("log")
         styles = {"feedback": (CAREFUL, "with error feedback"), "plain": (PLAIN, "plain")}
         for mode, (style, label) in styles.items():
-            chosen = [row for row in shown if row["mode"] == mode]
-            named_points(axes, chosen, "bits_per_value", "kl_mean_nats", "codec", style, label)
-        plain_ticks(axes.xaxis, sorted({float(row["bits_per_value"]) for row in rows}))
-        axes.legend()
+            chosen = [row for row in placed if row["mode"] == mode]
+            points = {**style, "linestyle": "none"}
+            shown = log_floor(chosen, "kl_mean_nats")
+            with_errors(left, shown, "place", "kl_mean_nats", "kl_mean_nats_se", points, label)
+            with_errors(right, chosen, "place", "ppl_increase", "ppl_increase_se", points, label)
+        theirs = {row["place"]: TABLE_7.change(row["bits"]) for row in placed}
+        crosses = {**PAPER, "linestyle": "none"}
+        right.plot(*zip(*theirs.items(), strict=True), **crosses, label="the paper's 1B model")
+        sizes = {row["codec"]: f"{row['codec']}\n{row['bits_per_value']:.2f}" for row in rows}
+        for axes in (left, right):
+            axes.set_xticks(range(len(codecs)), [sizes[codec] for codec in codecs])
+            axes.set_xlim(-0.5, len(codecs) - 0.5)
+            axes.set_xlabel("codec, bits/value with all side information")
+        per_cent_ticks(right.yaxis)
+        right.axhline(0, color="#555555", linewidth=0.8)
+        right.legend(loc="upper left")

@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 __all__ = ["QUALITY", "Field", "cell_text", "se_key"]
 
-Kind = Literal["text", "count", "number", "small", "percent", "change", "bytes", "millions"]
+Kind = Literal[
+    "text", "count", "exact", "number", "small", "percent", "change", "bytes", "millions"
+]
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Field:
 
     key: of the point; with `with_se`, ``<key>_se`` is its standard error.
     title: with the unit where there is one.
-    kind: how values read: "number" has four significant figures or more, "small" two, "percent"
-        and "change" (signed) are ratios, "millions" are counts shown in millions.
+    kind: how values read: "exact" as given, "number" with four significant figures or more,
+        "small" with three; "percent" and "change" (signed) are ratios, "millions" counts.
     """
 
     key: str
@@ -57,6 +59,8 @@ def cell_text(field: Field, row: Mapping[str, Any], key: str | None = None) -> s
             return str(value)
         case "count":
             return f"{value:,}"
+        case "exact":
+            return f"{value:g}"
         case "millions":
             return f"{value / 1e6:,.2f}M"
         case "bytes":
@@ -69,7 +73,7 @@ def cell_text(field: Field, row: Mapping[str, Any], key: str | None = None) -> s
             text = f"{100 * value:.3f}"
             plus = "+" if value > 0 and float(text) and not error else ""
             return f"{plus}{'0.000' if float(text) == 0 else text} %"
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4g}"
+    return f"{value:.2f}" if abs(value) >= 10 or error else f"{value:.4g}"
 
 
 def _bytes_text(size_bytes: float) -> str:

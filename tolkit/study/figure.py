@@ -19,7 +19,6 @@ __all__ = [
     "PAPER",
     "PLAIN",
     "log_floor",
-    "named_points",
     "panel",
     "per_cent_ticks",
     "plain_ticks",
@@ -121,28 +120,6 @@ def with_errors(
     )
 
 
-def named_points(
-    axes: Any,
-    rows: Sequence[Point],
-    x: str,
-    y: str,
-    name: str,
-    style: Mapping[str, Any],
-    label: str,
-) -> None:
-    """Points with 95 % bars, each with its name beside it."""
-    with_errors(axes, rows, x, y, f"{y}_se", {**style, "linestyle": "none"}, label)
-    for row in rows:
-        axes.annotate(
-            row[name],
-            (row[x], row[y]),
-            textcoords="offset points",
-            xytext=(8, -4),
-            fontsize=9,
-            color=style["color"],
-        )
-
-
 def log_floor(rows: Sequence[Point], key: str) -> list[Point]:
     """Rows that have a value, those of zero raised to a tenth of the smallest, for a log axis."""
     known = [row for row in rows if row.get(key) is not None]
@@ -151,22 +128,12 @@ def log_floor(rows: Sequence[Point], key: str) -> list[Point]:
     return [{**row, key: max(row[key], floor)} for row in known]
 
 
-def plain_ticks(axis: Any, ticks: Sequence[float] | None = None) -> None:
-    """Numbers written out on a log axis, at these ticks or where matplotlib sets them."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+def plain_ticks(axis: Any) -> None:
+    """Numbers written out on a log axis."""
+    from matplotlib.ticker import FuncFormatter
 
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    if ticks is None:
-        axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        return
-    apart: list[float] = []
-    for tick in ticks:
-        if not apart or tick > 1.06 * apart[-1]:
-            apart.append(tick)
-    axis.set_major_locator(FixedLocator(apart))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def per_cent_ticks(axis: Any) -> None:

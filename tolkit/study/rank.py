@@ -35,7 +35,7 @@ class RankStudy(EvaluatedStudy):
         "count values as the paper does, V x r + r x D against V x D; size is what is stored."
     )
     fields = (
-        Field("cut_percent", "cut %"),
+        Field("cut_percent", "cut %", "exact"),
         Field("rank", "r", "count"),
         Field("mode", "mode", "text"),
         Field("tol_params", "ToL params", "millions"),
@@ -45,7 +45,7 @@ class RankStudy(EvaluatedStudy):
         *QUALITY,
     )
     paper = TABLE_8
-    takes = frozenset({"values", "keep", "threads"})
+    takes = frozenset({"values", "keep"})
     at_once = len(MODES)
 
     def variants(self, context: Context) -> list[Variant]:

@@ -16,7 +16,7 @@ from tolkit.study.study import Study
 __all__ = ["PAPER_FIELDS", "StudyReport", "to_csv", "to_markdown", "with_paper"]
 
 PAPER_FIELDS = (
-    Field("paper_ppl", "paper ppl"),
+    Field("paper_ppl", "paper ppl", "exact"),
     Field("paper_change", "paper change", "change"),
 )
 
@@ -54,10 +54,14 @@ class StudyReport:
 
 
 def with_paper(paper: Paper, fields: Sequence[Field], point: Point) -> Point:
-    """The point with the paper's perplexity for the same value of the first column."""
+    """The point with the paper's perplexity for the same value of the first column.
+
+    The paper compresses plainly, so points with error feedback have none beside them.
+    """
     value = point.get(fields[0].key)
-    if not paper.ppl or not isinstance(value, (int, float)):
+    if not paper.ppl or point.get("mode", "plain") != "plain":
         return point
+    assert isinstance(value, (int, float))
     return {**point, "paper_ppl": paper.ppl.get(value), "paper_change": paper.change(value)}
 
 

@@ -87,8 +87,14 @@ def _written(
     )
     files.write_atomic(places["csv"], to_csv(report).encode())
     files.write_atomic(places["md"], to_markdown(report).encode())
+    for name, content in study.appendix(rows).items():
+        places[name] = spec.out / f"{study.name}-{name}.csv"
+        files.write_atomic(places[name], content.encode())
     if "figure" in places:
-        footer = report.measured_on or f"{spec.model.resolve().name}: every token counted once"
+        name = spec.model.resolve().name
+        footer = f"{name}: every token counted once"
+        if report.measured_on:
+            footer = f"{name}: {report.measured_on}; bars are 95 % intervals"
         pictures = render(lambda figure: study.draw(figure, rows), study.title, footer)
         files.write_atomic(places["figure"], pictures["png"])
         files.write_atomic(places["svg"], pictures["svg"])

@@ -50,7 +50,7 @@ class SpectrumStudy:
         *(Field(f"share_{round(100 * p)}", f"{round(100 * p)} %: r/D", "percent") for p in SHARES),
     )
     paper = SPECTRUM
-    takes = frozenset({"threads"})
+    takes: frozenset[str] = frozenset()
 
     def fingerprint(self, context: Context) -> Mapping[str, Any]:
         """The tables alone: weights, or the bundle."""
@@ -75,6 +75,13 @@ class SpectrumStudy:
                 task.note(key)
                 energies_D = _energies(context, source, layer, task.advance)
                 yield [{"key": key, **_facts(layer, energies_D)}]
+
+    def appendix(self, rows: Sequence[Point]) -> Mapping[str, str]:
+        """All singular values, a column a layer."""
+        lines = [",".join(["index", *(f"layer_{row['layer']}" for row in rows)])]
+        for i, values in enumerate(zip(*(row[VALUES] for row in rows), strict=True)):
+            lines.append(",".join([str(i), *map(str, values)]))
+        return {"values": "\n".join(lines) + "\n"}
 
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
         """Spectra over the index; ranks that hold most of the energy over the layer."""

@@ -47,6 +47,9 @@ class Study(Protocol):
     def measure(self, context: Context, keys: Sequence[str]) -> Iterator[Sequence[Point]]:
         """These points, some at a time as they are finished."""
 
+    def appendix(self, rows: Sequence[Point]) -> Mapping[str, str]:
+        """What does not fit into the table: name -> CSV, for files STUDY-NAME.csv."""
+
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
         """Fill a matplotlib figure (see `tolkit.study.figure`)."""
 
@@ -104,6 +107,10 @@ class EvaluatedStudy:
         waiting = [variant for variant in self.variants(context) if variant.key in keys]
         for start in range(0, len(waiting), self.at_once):
             yield _evaluated(context, waiting[start : start + self.at_once])
+
+    def appendix(self, rows: Sequence[Point]) -> Mapping[str, str]:
+        """Nothing more."""
+        return {}
 
 
 def _evaluated(context: Context, variants: Sequence[Variant]) -> list[Point]:
