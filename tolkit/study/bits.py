@@ -15,6 +15,7 @@ from tolkit.study.figure import (
     CAREFUL,
     PAPER,
     PLAIN,
+    legend_above,
     log_floor,
     panel,
     per_cent_ticks,
@@ -96,4 +97,4 @@ class BitsStudy(EvaluatedStudy):
             axes.set_xlabel("codec, bits/value with all side information")
         per_cent_ticks(right.yaxis)
         right.axhline(0, color="#555555", linewidth=0.8)
-        right.legend(loc="upper left")
+        legend_above(figure, right)
