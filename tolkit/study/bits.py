@@ -15,7 +15,6 @@ from tolkit.study.figure import (
     CAREFUL,
     PAPER,
     PLAIN,
-    legend_above,
     log_floor,
     panel,
     per_cent_ticks,
@@ -97,4 +96,4 @@ class BitsStudy(EvaluatedStudy):
             axes.set_xlabel("codec, bits/value with all side information")
         per_cent_ticks(right.yaxis)
         right.axhline(0, color="#555555", linewidth=0.8)
-        legend_above(figure, right)
+        left.legend(*right.get_legend_handles_labels(), loc="lower right")

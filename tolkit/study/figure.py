@@ -18,7 +18,6 @@ __all__ = [
     "OURS",
     "PAPER",
     "PLAIN",
-    "legend_above",
     "log_floor",
     "panel",
     "per_cent_ticks",
@@ -119,12 +118,6 @@ def with_errors(
         label=label,
         **style,
     )
-
-
-def legend_above(figure: Any, axes: Any) -> None:
-    """One legend for several panels, outside of them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
 
 
 def log_floor(rows: Sequence[Point], key: str) -> list[Point]:
