@@ -1,7 +1,8 @@
 """A tokenizer: byte-level BPE trained here, or anything in Hugging Face's tokenizer.json form.
 
 Text is data: the spelling of a special token inside a text is encoded as ordinary characters,
-and nothing (no bos, no eos) is added by `encode`.
+and nothing (no bos, no eos) is added by `encode`. Only `encode_batch_marked` does both, where
+numbers must equal those of other programs.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from tolkit.data.documents import Document
 from tolkit.errors import DataError, UsageError
@@ -54,6 +55,7 @@ class Tokenizer:
         self.bos_id = _named_token("bos_token", config, _BOS_NAMES, specials, vocabulary, where)
         self.eos_id = _named_token("eos_token", config, _EOS_NAMES, specials, vocabulary, where)
         self._config_json = config_json if config_json is not None else self._own_config()
+        self._marking_core: tokenizers.Tokenizer | None = None
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -110,6 +112,41 @@ class Tokenizer:
         """Ids of each text, on all threads; faster than `encode` in a loop."""
         encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_batch_marked(self, texts: Sequence[str], *, add_special: bool) -> list[list[int]]:
+        """Ids of each text as transformers' tokenizer of the same files gives them.
+
+        Args:
+            texts: where they spell out a special token, that token is meant.
+            add_special: put around each text what the tokenizer says: the bos and eos that
+                ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json ask for, or,
+                where it holds neither, what the post-processor of tokenizer.json adds.
+        """
+        if self._marking_core is None:
+            self._marking_core = self._marking()
+        encodings = self._marking_core.encode_batch_fast(
+            list(texts), add_special_tokens=add_special
+        )
+        return [encoding.ids for encoding in encodings]
+
+    def _marking(self) -> tokenizers.Tokenizer:
+        core = _parse_tokenizer(self._json, self.where)
+        core.no_padding()
+        core.no_truncation()
+        config = _parse_config(self._config_json, self.where)
+        marks = {"add_bos_token": self.bos_id, "add_eos_token": self.eos_id}
+        if any(field in config for field in marks):
+            wanted = {field: i for field, i in marks.items() if i is not None and config.get(field)}
+            tokens = {field: str(core.id_to_token(i)) for field, i in wanted.items()}
+            text = ["$A"]
+            if "add_bos_token" in tokens:
+                text.insert(0, tokens["add_bos_token"])
+            if "add_eos_token" in tokens:
+                text.append(tokens["add_eos_token"])
+            core.post_processor = processors.TemplateProcessing(
+                single=text, special_tokens=[(tokens[field], i) for field, i in wanted.items()]
+            )
+        return core
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens spelled out."""

@@ -8,7 +8,7 @@ from tolkit.errors import DataError, MismatchError, UsageError
 from tolkit.evaluate.runnable import Runnable
 from tolkit.evaluate.windows import Windows
 
-__all__ = ["check_partners"]
+__all__ = ["check_models", "check_partners"]
 
 
 def check_partners(
@@ -24,6 +24,37 @@ def check_partners(
     """
     if not len(windows):
         raise DataError("text: no windows, nothing to evaluate")
+    named = check_models(candidates, reference, labels)
+    base_label, base = named[0]
+    vocabulary = base.model.config.vocab_size
+    for label, runnable in named:
+        limit = runnable.model.config.max_position_embeddings
+        if windows.length > limit:
+            raise UsageError(
+                f"window: {windows.length} tokens, {label} reads at most {limit}",
+                hint=f"use --window {limit}",
+            )
+    if windows.tokenizer_digest != base.tokenizer.digest:
+        raise MismatchError(
+            f"text: cut with another tokenizer than that of {base_label}, expected digest "
+            f"{base.tokenizer.digest[:12]}, got {windows.tokenizer_digest[:12]}"
+        )
+    largest = max(int(window.ids.max()) for window in windows)
+    if largest >= vocabulary or min(int(window.ids.min()) for window in windows) < 0:
+        raise MismatchError(
+            f"text: holds token id {largest}, the models' vocabulary has {vocabulary} rows"
+        )
+
+
+def check_models(
+    candidates: Sequence[Runnable], reference: Runnable | None, labels: Sequence[str]
+) -> list[tuple[str, Runnable]]:
+    """The reference, where there is one, and the candidates, by name, once they are known to share
+    tokenizer and vocabulary.
+
+    Raises:
+        UsageError: no candidates.      MismatchError: another tokenizer or vocabulary.
+    """
     if not candidates:
         raise UsageError("candidates: none given, expected at least one model")
     named = list(zip(labels, candidates, strict=True))
@@ -44,19 +75,4 @@ def check_partners(
                 f"{label}: vocabulary of another size than {base_label}'s, expected "
                 f"{vocabulary}, got {found}"
             )
-        limit = runnable.model.config.max_position_embeddings
-        if windows.length > limit:
-            raise UsageError(
-                f"window: {windows.length} tokens, {label} reads at most {limit}",
-                hint=f"use --window {limit}",
-            )
-    if windows.tokenizer_digest != base.tokenizer.digest:
-        raise MismatchError(
-            f"text: cut with another tokenizer than that of {base_label}, expected digest "
-            f"{base.tokenizer.digest[:12]}, got {windows.tokenizer_digest[:12]}"
-        )
-    largest = max(int(window.ids.max()) for window in windows)
-    if largest >= vocabulary or min(int(window.ids.min()) for window in windows) < 0:
-        raise MismatchError(
-            f"text: holds token id {largest}, the models' vocabulary has {vocabulary} rows"
-        )
+    return named
