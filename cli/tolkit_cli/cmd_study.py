@@ -110,6 +110,24 @@ DtypeOption = Annotated[
     ComputeDtype,
     option(RESOURCES, "--dtype", metavar="NAME", help="float32, bfloat16 or float16."),
 ]
+TasksOption = Annotated[
+    str | None,
+    option(
+        WHAT,
+        "--tasks",
+        metavar="LIST",
+        help="Score tasks as well, separated by commas: lambada, siqa, arc_easy, hellaswag, "
+        "winogrande, boolq, piqa, openbookqa, wikitext.",
+    ),
+]
+TaskDataOption = Annotated[
+    Path | None,
+    option(INPUT, "--task-data", metavar="DIR", help="Their files, in DIR/TASK/."),
+]
+TaskLimitOption = Annotated[
+    int | None,
+    option(WHAT, "--task-limit", metavar="N", min=1, help="Only the first N items of each task."),
+]
 KeepOption = Annotated[
     bool, option(OUTPUT, "--keep", help="bits, rank: keep the bundles, in DIR/bundles.")
 ]
@@ -136,7 +154,10 @@ def study(
     data: DataOption = None,
     against: AgainstOption = None,
     calibration: CalibrationOption = None,
+    task_data: TaskDataOption = None,
     values: ValuesOption = None,
+    tasks: TasksOption = None,
+    task_limit: TaskLimitOption = None,
     calibration_windows: CalibrationWindowsOption = 128,
     window: WindowOption = None,
     packed: PackedOption = False,
@@ -177,6 +198,9 @@ def study(
         dtype=dtype,
         batch_tokens=batch_tokens,
         threads=threads or None,
+        tasks=tuple(name.strip() for name in tasks.split(",")) if tasks else (),
+        task_data=task_data,
+        task_limit=task_limit,
         keep=keep,
         restart=restart,
     )
@@ -196,6 +220,8 @@ def _show(out: Output, report: StudyReport) -> None:
         ppl = f"{report.reference_text} as it is"
         out.field("metrics", "reference_ppl", report.reference[0], "perplexity", ppl)
         out.record("metrics", reference_ppl_se=report.reference[1], windows=first["windows"])
+    if report.tasks:
+        out.text(f"{'tasks':<20}  {report.tasks} as it is")
     reused = f"{report.measured} measured, {report.reused} taken from an earlier run"
     out.field("metrics", "measured", report.measured, "points", reused)
     out.record("metrics", reused=report.reused)

@@ -20,6 +20,8 @@ from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
 from tolkit.data import read_documents
 from tolkit.errors import DataError, MismatchError, OutputExistsError, TolError, UsageError
 from tolkit.evaluate import evaluate, windows_of
+from tolkit.evaluate.adjust import scaled
+from tolkit.evaluate.tasks import TASKS, evaluate_tasks, find_tasks
 from tolkit.progress import SilentProgress
 from tolkit.study import STUDIES, StudyReport, StudySpec, run_study
 from tolkit.study import study as study_module
@@ -440,6 +442,66 @@ def test_without_matplotlib_the_figure_is_left_out(
     assert {"figure", "svg"}.isdisjoint(report.files)
     assert any("matplotlib is not installed" in line for line in progress.warnings)
     assert "![" not in report.files["md"].read_text()
+
+
+def task_folder(tmp_path: Path) -> Path:
+    """lambada with five items, and arc_easy with three."""
+    for name in ("lambada", "arc_easy"):
+        (tmp_path / "tasks" / name).mkdir(parents=True)
+    texts = [f"the cat sat on a mat {i} who are you" for i in range(5)]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "tasks" / "lambada" / "test.jsonl").write_text("\n".join(lines) + "\n")
+    choices = {"text": ["a cat", "a mat", "you"], "label": ["A", "B", "C"]}
+    items = [{"question": f"Who sat {i}?", "choices": choices, "answerKey": "A"} for i in range(3)]
+    lines = [json.dumps(item) for item in items]
+    (tmp_path / "tasks" / "arc_easy" / "test.jsonl").write_text("\n".join(lines) + "\n")
+    return tmp_path / "tasks"
+
+
+def test_tasks_are_scored_beside(
+    study: Callable[..., StudyReport], work: Path, tmp_path: Path
+) -> None:
+    options = {"tasks": ("arc_easy", "lambada"), "task_data": task_folder(tmp_path)}
+    report = study("alpha", values="1,0.3", **options)
+    check_files(report, tmp_path)
+    model = load_runnable(work / "memory")
+    tasks = find_tasks(*options.values())
+    (expected,) = evaluate_tasks(
+        [scaled(model, 0.3)], model, tasks, device="cpu", progress=SilentProgress()
+    )
+    row = report.rows[1]
+    for result in expected:
+        assert row[f"{result.task}_items"] == result.n
+        for name in TASKS[result.task].metrics:
+            key = f"{result.task}_{name}"
+            assert row[key] == pytest.approx(result.metrics[name].value)
+            assert row[f"{key}_se"] == pytest.approx(result.metrics[name].se)
+            assert row[f"{key}_reference"] == report.rows[0][key]
+    shown = [field.key for field in report.fields]
+    assert shown.index("arc_easy_acc") < shown.index("lambada_acc") < shown.index("paper_ppl")
+    assert "arc_easy" in report.tasks and "(n 3)" in report.tasks
+    assert report.tasks in report.files["md"].read_text()
+    assert study("alpha", values="1,0.3", **options).measured == 0
+    with pytest.raises(MismatchError, match="of another tasks"):
+        study("alpha", values="1,0.3")
+    with pytest.raises(MismatchError, match="of another tasks"):
+        study("alpha", values="1,0.3", **options, task_limit=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tasks": ("piqa",)}, "task_data: names no folder with the tasks"),
+        ({"task_data": Path("x")}, "tasks: none are named"),
+        ({"tasks": ("chess",), "task_data": Path("x")}, "expected one of lambada"),
+        ({"name": "spectrum", "tasks": ("piqa",)}, "tasks: spectrum has no use for it"),
+    ],
+)
+def test_tasks_that_cannot_be_scored(
+    study: Callable[..., StudyReport], options: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        study(**{"name": "alpha", **options})
 
 
 def test_every_study_is_complete() -> None:

@@ -23,7 +23,7 @@ from tolkit.study.figure import (
 from tolkit.study.paper import TABLE_7
 from tolkit.study.spec import words
 from tolkit.study.store import Point
-from tolkit.study.study import EvaluatedStudy, Variant
+from tolkit.study.study import TAKES, EvaluatedStudy, Variant
 
 __all__ = ["BitsStudy"]
 
@@ -49,7 +49,7 @@ class BitsStudy(EvaluatedStudy):
         *QUALITY,
     )
     paper = TABLE_7
-    takes = frozenset({"values", "keep"})
+    takes = TAKES | {"keep"}
     at_once = len(MODES)
 
     def variants(self, context: Context) -> list[Variant]:

@@ -16,6 +16,7 @@ from tolkit.errors import UsageError
 from tolkit.evaluate import Windows, windows_of
 from tolkit.evaluate.adjust import MemoRows
 from tolkit.evaluate.forward import Machine
+from tolkit.evaluate.tasks import TaskData, find_tasks
 from tolkit.model import FfnRows
 from tolkit.progress import Progress
 from tolkit.study.spec import StudySpec
@@ -61,6 +62,24 @@ class Context:
         length = spec.window or self.runnable.model.config.max_position_embeddings
         return windows_of(documents, tokenizer, length, spec.packed)
 
+    @cached_property
+    def tasks(self) -> list[TaskData]:
+        """The tasks to score beside; none where none are asked for.
+
+        Raises:
+            UsageError: an unknown task, or no folder with files.     DataError: damaged files.
+        """
+        spec = self.spec
+        if not spec.tasks:
+            if spec.task_data is not None or spec.task_limit is not None:
+                raise UsageError("tasks: none are named", hint="add --tasks lambada,piqa")
+            return []
+        if spec.task_data is None:
+            raise UsageError(
+                "task_data: names no folder with the tasks", hint="add --task-data DIR"
+            )
+        return find_tasks(spec.tasks, spec.task_data, spec.task_limit)
+
     @property
     def work(self) -> Path:
         """A folder for what is made on the way; it goes when the study ends."""
@@ -92,5 +111,5 @@ class Context:
             "packed": windows.packed,
             "dtype": str(self.machine.dtype).removeprefix("torch."),
             "device": self.machine.device.type,
-            "tasks": list(self.spec.tasks),
+            "tasks": {task.name: [task.version, task.digest] for task in self.tasks},
         }

@@ -26,7 +26,7 @@ from tolkit.study.prune import prune, sparsity_for
 from tolkit.study.pruning_methods import METHODS, NEEDS_TEXT
 from tolkit.study.spec import words
 from tolkit.study.store import Point
-from tolkit.study.study import EvaluatedStudy, Opened, Variant
+from tolkit.study.study import TAKES, EvaluatedStudy, Opened, Variant
 from tolkit.tables import Runnable, load_runnable
 
 __all__ = ["PruningStudy"]
@@ -61,7 +61,7 @@ class PruningStudy(EvaluatedStudy):
         *QUALITY,
     )
     paper = PRUNING
-    takes = frozenset({"values", "against", "calibration", "calibration_windows"})
+    takes = TAKES | {"against", "calibration", "calibration_windows"}
     at_once = 2
 
     def fingerprint(self, context: Context) -> Mapping[str, Any]:

@@ -17,7 +17,7 @@ from tolkit.study.figure import CAREFUL, PAPER, PLAIN, panel, per_cent_ticks, wi
 from tolkit.study.paper import TABLE_8
 from tolkit.study.spec import numbers
 from tolkit.study.store import Point
-from tolkit.study.study import EvaluatedStudy, Variant
+from tolkit.study.study import TAKES, EvaluatedStudy, Variant
 
 __all__ = ["RankStudy"]
 
@@ -45,7 +45,7 @@ class RankStudy(EvaluatedStudy):
         *QUALITY,
     )
     paper = TABLE_8
-    takes = frozenset({"values", "keep"})
+    takes = TAKES | {"keep"}
     at_once = len(MODES)
 
     def variants(self, context: Context) -> list[Variant]:

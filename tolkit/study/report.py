@@ -29,6 +29,7 @@ class StudyReport:
     fields: the columns to show.
     model: as the user named it.
     measured_on: what on, with n, in words; empty for a study that needs no text.
+    tasks: what the model as it is scores on the tasks, with n; empty without any.
     reference: (perplexity, standard error) of the model as it is; None without text.
     measured, reused: points of this run, and those taken over from an earlier one.
     files: what was written.
@@ -39,6 +40,7 @@ class StudyReport:
     rows: tuple[Point, ...]
     fields: tuple[Field, ...]
     measured_on: str
+    tasks: str
     reference: tuple[float, float | None] | None
     measured: int
     reused: int
@@ -89,6 +91,11 @@ def to_markdown(report: StudyReport) -> str:
             f"Measured on {report.measured_on}. The model as it is: perplexity "
             f"{report.reference_text}; changes, KL divergence and top-1 agreement are against it, "
             "on the same tokens. +/- is one standard error over windows."
+        )
+    if report.tasks:
+        parts.append(
+            f"Tasks, the model as it is: {report.tasks}. Accuracy unless named otherwise; +/- is "
+            "one standard error over items."
         )
     if "figure" in report.files:
         parts.append(f"![{study.title}]({report.files['figure'].name})")

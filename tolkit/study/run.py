@@ -15,6 +15,7 @@ from tolkit.study.report import PAPER_FIELDS, StudyReport, to_csv, to_markdown, 
 from tolkit.study.spec import StudySpec
 from tolkit.study.store import RESULTS, Point, open_results
 from tolkit.study.study import Study
+from tolkit.study.task_scores import task_fields, tasks_text
 from tolkit_formats import files
 
 __all__ = ["run_study"]
@@ -25,6 +26,9 @@ _DEFAULTS = {
     "calibration": (),
     "calibration_windows": 128,
     "keep": False,
+    "tasks": (),
+    "task_data": None,
+    "task_limit": None,
 }
 
 
@@ -78,8 +82,9 @@ def _written(
         study=study,
         model=spec.model,
         rows=rows,
-        fields=_shown(study, rows),
+        fields=_shown(study, spec, rows),
         measured_on=_measured_on(spec, first),
+        tasks=tasks_text(spec.tasks, first),
         reference=None if known is None else (known, first.get("reference_ppl_se")),
         measured=measured,
         reused=len(points) - measured,
@@ -101,9 +106,10 @@ def _written(
     return report
 
 
-def _shown(study: Study, rows: Sequence[Point]) -> tuple[Field, ...]:
-    """The study's columns that say something, then the paper's where it has figures."""
-    fields = [f for f in study.fields if any(row.get(f.key) is not None for row in rows)]
+def _shown(study: Study, spec: StudySpec, rows: Sequence[Point]) -> tuple[Field, ...]:
+    """The columns that say something: the study's, tasks, the paper's where it has figures."""
+    known = (*study.fields, *task_fields(spec.tasks))
+    fields = [f for f in known if any(row.get(f.key) is not None for row in rows)]
     if any(row.get("paper_ppl") is not None for row in rows):
         fields += PAPER_FIELDS
     return tuple(fields)

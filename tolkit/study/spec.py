@@ -27,7 +27,8 @@ class StudySpec:
         calibration, calibration_windows: pruning only: text Wanda and SparseGPT look at, and how
             many windows of it.
         window, packed, limit_tokens, device, dtype, batch_tokens: as in `evaluate`.
-        tasks, task_data: multiple-choice tasks to score as well, and the folder with their files.
+        tasks, task_data: tasks to score as well (`tolkit.evaluate.tasks`), and the folder with
+            their files. task_limit: only the first so many items of each.
         threads: blocks worked on at once while compressing; None takes every usable CPU.
         keep: keep the bundles that bits and rank make.
         restart: discard what the folder holds.
@@ -49,6 +50,7 @@ class StudySpec:
     batch_tokens: int | None = None
     tasks: tuple[str, ...] = ()
     task_data: Path | None = None
+    task_limit: int | None = None
     threads: int | None = None
     keep: bool = False
     restart: bool = False

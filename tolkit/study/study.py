@@ -12,9 +12,14 @@ from tolkit.study.context import Context
 from tolkit.study.fields import Field
 from tolkit.study.paper import Paper
 from tolkit.study.store import Point
+from tolkit.study.task_scores import task_points
 from tolkit.tables import Runnable
 
-__all__ = ["EvaluatedStudy", "Opened", "Study", "Variant", "point_of"]
+__all__ = ["TAKES", "EvaluatedStudy", "Opened", "Study", "Variant", "point_of"]
+
+
+TAKES = frozenset({"values", "tasks", "task_data", "task_limit"})
+"""Fields of StudySpec that every evaluated study has a use for."""
 
 
 class Study(Protocol):
@@ -83,7 +88,7 @@ class EvaluatedStudy:
     """
 
     name: str
-    takes: frozenset[str] = frozenset({"values"})
+    takes: frozenset[str] = TAKES
     at_once: int = 6
 
     def variants(self, context: Context) -> list[Variant]:
@@ -116,6 +121,7 @@ class EvaluatedStudy:
 def _evaluated(context: Context, variants: Sequence[Variant]) -> list[Point]:
     """The points of some variants, from one pass over the text."""
     spec = context.spec
+    labels = [variant.key for variant in variants]
     with ExitStack() as stack:
         opened = [variant.open(stack) for variant in variants]
         results = evaluate(
@@ -126,14 +132,15 @@ def _evaluated(context: Context, variants: Sequence[Variant]) -> list[Point]:
             device=spec.device,
             batch_tokens=spec.batch_tokens,
             progress=context.progress,
-            labels=[variant.key for variant in variants],
+            labels=labels,
         )
+        scores = task_points(context, [one.runnable for one in opened], labels)
     for result in results:
         for problem in result.problems:
             context.progress.warn(problem)
     return [
-        {"key": variant.key, **variant.facts, **one.facts, **point_of(result)}
-        for variant, one, result in zip(variants, opened, results, strict=True)
+        {"key": variant.key, **variant.facts, **one.facts, **point_of(result), **on_tasks}
+        for variant, one, result, on_tasks in zip(variants, opened, results, scores, strict=True)
     ]
 
 
