@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
+from statistics import median
 from typing import Any
 
 from tolkit.compress.fold import drop
@@ -18,6 +20,9 @@ from tolkit.study.study import EvaluatedStudy, Opened, Variant
 from tolkit_formats.manifest import LayerStatus
 
 __all__ = ["DropStudy"]
+
+_WIDE = 50
+"""How often the median change the largest may be before the axis becomes logarithmic."""
 
 
 class DropStudy(EvaluatedStudy):
@@ -57,6 +62,10 @@ class DropStudy(EvaluatedStudy):
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
         """Change of perplexity over the layer left out."""
         axes = panel(figure, "layer left out", "change of perplexity")
+        changes = [abs(row["ppl_increase"]) for row in rows if row["ppl_increase"] is not None]
+        middle = median(changes) if changes else 0.0
+        if middle and max(changes) > _WIDE * middle:
+            axes.set_yscale("symlog", linthresh=10 ** math.floor(math.log10(2 * middle)))
         for mode, style in (("dropped", PLAIN), ("folded", CAREFUL)):
             chosen = [row for row in rows if row["mode"] == mode]
             if chosen:

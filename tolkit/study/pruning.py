@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,17 @@ from tolkit.tables import Runnable, load_runnable
 __all__ = ["PruningStudy"]
 
 _UNPRUNED = "none"
+_STYLES: Mapping[str, Any] = {
+    "magnitude": {"color": COLOURS[1], "marker": "s"},
+    "wanda": {"color": COLOURS[2], "marker": "^", "linestyle": "--"},
+    "sparsegpt": {"color": COLOURS[3], "marker": "D"},
+}
+_LOOKS: Sequence[Mapping[str, Any]] = (
+    {"color": COLOURS[5], "marker": "o", "markersize": 9},
+    {"color": COLOURS[0], "marker": "*", "markersize": 13},
+    {"color": COLOURS[0], "marker": "P", "markersize": 10},
+    {"color": COLOURS[0], "marker": "X", "markersize": 10},
+)
 
 
 @dataclass(frozen=True)
@@ -104,28 +117,29 @@ class PruningStudy(EvaluatedStudy):
         return found
 
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
-        """Perplexity over active parameters."""
-        axes = panel(figure, "active block parameters (millions)", "perplexity")
-        shown = [{**row, "millions": row["active_params"] / 1e6} for row in rows]
-        markers = ("s", "^", "D")
-        for method, colour, marker in zip(METHODS, COLOURS[1:], markers, strict=False):
-            chosen = sorted(
-                (row for row in shown if row["method"] == method), key=lambda row: row["millions"]
-            )
+        """Perplexity over active parameters, relative to the dense model on the same tokens."""
+        axes = panel(figure, "active block parameters (millions)", "perplexity relative to dense")
+        shown = [
+            {**row, "millions": row["active_params"] / 1e6, "ratio": 1 + row["ppl_increase"]}
+            for row in rows
+            if row["ppl_increase"] is not None
+        ]
+        x, y, se = "millions", "ratio", "ppl_increase_se"
+        for method, style in _STYLES.items():
+            chosen = sorted((row for row in shown if row["method"] == method), key=_active)
             if chosen:
-                style = {"color": colour, "marker": marker}
-                label = f"dense, {method}"
-                with_errors(axes, chosen, "millions", "ppl_token", "ppl_token_se", style, label)
+                with_errors(axes, chosen, x, y, se, style, f"dense, {method}")
         unpruned = [row for row in shown if row["method"] == _UNPRUNED]
-        for i, row in enumerate(unpruned):
-            colour = COLOURS[5] if i == 0 else COLOURS[0]
-            mark = "o" if i == 0 else "*"
-            look = {"color": colour, "marker": mark, "markersize": 11, "linestyle": "none"}
-            label = "dense, unpruned" if i == 0 else row["model"]
-            with_errors(axes, [row], "millions", "ppl_token", "ppl_token_se", look, label)
+        for row, look in zip(unpruned, cycle(_LOOKS), strict=False):
+            label = "dense, unpruned" if row["model"] == "dense" else row["model"]
+            with_errors(axes, [row], x, y, se, {**look, "linestyle": "none"}, label)
         axes.set_yscale("log")
         plain_ticks(axes.yaxis)
         axes.legend()
+
+
+def _active(row: Point) -> int:
+    return int(row["active_params"])
 
 
 def _methods(context: Context) -> frozenset[str]:
@@ -166,9 +180,7 @@ def _pruner(context: Context, method: str, sparsity: float) -> Any:
         dense, device = context.runnable, context.machine.device
         model = dense.model
         if model.embedding.device != device:
-            model = type(model)(model.config)
-            model.load_state_dict(dense.model.state_dict())
-            model.to(device)
+            model = copy.deepcopy(model).to(device)
         ids_BT = _calibration_ids(context, method).to(device)
         pruned = prune(model, method, sparsity, ids_BT, context.progress)
         return Opened(dataclasses.replace(dense, model=pruned))
