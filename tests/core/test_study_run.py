@@ -1,30 +1,26 @@
-"""Whole studies on the pico model: what they measure, write, take over and refuse."""
+"""Whole studies on the pico model: what they measure and write."""
 
 from __future__ import annotations
 
 import csv
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from _eval_fakes import text_of
-from _pico import pico_checkpoint
+from _study import RunStudy, study_inputs, study_runner
 
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
 from tolkit.data import read_documents
-from tolkit.errors import DataError, MismatchError, OutputExistsError, TolError, UsageError
+from tolkit.errors import MismatchError
 from tolkit.evaluate import evaluate, windows_of
 from tolkit.evaluate.adjust import scaled
 from tolkit.evaluate.tasks import TASKS, evaluate_tasks, find_tasks
 from tolkit.progress import SilentProgress
-from tolkit.study import STUDIES, StudyReport, StudySpec, run_study
-from tolkit.study import study as study_module
+from tolkit.study import STUDIES, StudyReport
 from tolkit.study.spectrum import rank_for
 from tolkit.tables import load_runnable
 from tolkit_formats import open_bundle
@@ -32,46 +28,12 @@ from tolkit_formats import open_bundle
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """memory, flex and dense checkpoints of four layers, and three texts."""
-    folder = tmp_path_factory.mktemp("work")
-    for architecture in ("memory", "flex", "dense"):
-        pico_checkpoint(folder / architecture, architecture, num_hidden_layers=4)
-    for i, name in enumerate(("text", "other", "calibration")):
-        (folder / f"{name}.txt").write_text(text_of(900, seed=i))
-    return folder
+    return study_inputs(tmp_path_factory.mktemp("work"))
 
 
 @pytest.fixture
-def study(work: Path, tmp_path: Path) -> Callable[..., StudyReport]:
-    """`study(name, ...)` runs one into tmp_path/out, by default on the memory model."""
-
-    def run(name: str, model: str = "memory", **options: Any) -> StudyReport:
-        values: dict[str, Any] = {
-            "out": tmp_path / "out",
-            "device": "cpu",
-            "threads": 1,
-            "window": 32,
-        }
-        if name != "spectrum":
-            values["data"] = (str(work / "text.txt"),)
-        path = tmp_path / model if (tmp_path / model).exists() else work / model
-        progress = options.pop("progress", SilentProgress())
-        return run_study(StudySpec(name, path, **{**values, **options}), progress)
-
-    return run
-
-
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The labels of every call of `evaluate`."""
-    calls: list[list[str]] = []
-
-    def counting(candidates: Any, *rest: Any, **options: Any) -> Any:
-        calls.append(list(options["labels"]))
-        return evaluate(candidates, *rest, **options)
-
-    monkeypatch.setattr(study_module, "evaluate", counting)
-    return calls
+def study(work: Path, tmp_path: Path) -> RunStudy:
+    return study_runner(work, tmp_path)
 
 
 def rows_of(report: StudyReport) -> list[dict[str, str]]:
@@ -100,7 +62,7 @@ def check_files(report: StudyReport, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "work").exists()
 
 
-def test_alpha(study: Callable[..., StudyReport], work: Path, tmp_path: Path) -> None:
+def test_alpha(study: RunStudy, work: Path, tmp_path: Path) -> None:
     report = study("alpha")
     check_files(report, tmp_path)
     assert [row["alpha"] for row in report.rows] == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5]
@@ -120,7 +82,7 @@ def test_alpha(study: Callable[..., StudyReport], work: Path, tmp_path: Path) ->
     assert "| 0.5 | 53.707 |" in page, "the paper's own table is on the page"
 
 
-def test_bits(study: Callable[..., StudyReport], work: Path, tmp_path: Path) -> None:
+def test_bits(study: RunStudy, work: Path, tmp_path: Path) -> None:
     report = study("bits", keep=True)
     check_files(report, tmp_path)
     assert [row["codec"] for row in report.rows[::2]] == ["f16", "int8", "int4", "nf4", "fp4"]
@@ -139,7 +101,7 @@ def test_bits(study: Callable[..., StudyReport], work: Path, tmp_path: Path) -> 
     assert open_bundle(fresh).identity == bundle.identity
 
 
-def test_rank(study: Callable[..., StudyReport], tmp_path: Path) -> None:
+def test_rank(study: RunStudy, tmp_path: Path) -> None:
     report = study("rank", values="0,25,50")
     check_files(report, tmp_path)
     assert not (tmp_path / "out" / "bundles").exists()
@@ -169,9 +131,7 @@ def test_the_papers_own_ranks_and_savings() -> None:
         assert float(saved[:-2]) == pytest.approx(100 * (1 - values / (V * D)), abs=0.005)
 
 
-def test_drop_equals_drop_layers(
-    study: Callable[..., StudyReport], work: Path, tmp_path: Path
-) -> None:
+def test_drop_equals_drop_layers(study: RunStudy, work: Path, tmp_path: Path) -> None:
     report = study("drop")
     check_files(report, tmp_path)
     into = [row["into"] for row in report.rows]
@@ -194,9 +154,7 @@ def test_drop_equals_drop_layers(
             assert row[name] == pytest.approx(result.metrics[name].value, rel=1e-4), row["key"]
 
 
-def test_drop_of_a_dense_model_is_plain_only(
-    study: Callable[..., StudyReport], tmp_path: Path
-) -> None:
+def test_drop_of_a_dense_model_is_plain_only(study: RunStudy, tmp_path: Path) -> None:
     report = study("drop", "dense", values="0-1,3")
     check_files(report, tmp_path)
     assert [row["key"] for row in report.rows] == [f"layer {i} dropped" for i in (0, 1, 3)]
@@ -205,9 +163,7 @@ def test_drop_of_a_dense_model_is_plain_only(
 
 
 @pytest.mark.parametrize("kind", ["memory", "flex", "bundle"])
-def test_spectrum_equals_a_full_svd(
-    study: Callable[..., StudyReport], work: Path, tmp_path: Path, kind: str
-) -> None:
+def test_spectrum_equals_a_full_svd(study: RunStudy, work: Path, tmp_path: Path, kind: str) -> None:
     source = work / ("memory" if kind == "bundle" else kind)
     if kind == "bundle":
         wish = CompressSpec(codec="f32", feedback=False, drop=(1,), fold=False)
@@ -240,7 +196,7 @@ def test_ranks_of_simple_spectra() -> None:
     assert rank_for(np.zeros(4), 0.9) == 1
 
 
-def test_pruning(study: Callable[..., StudyReport], work: Path, tmp_path: Path) -> None:
+def test_pruning(study: RunStudy, work: Path, tmp_path: Path) -> None:
     options = {
         "against": (work / "memory", work / "flex"),
         "calibration": (str(work / "calibration.txt"),),
@@ -260,164 +216,7 @@ def test_pruning(study: Callable[..., StudyReport], work: Path, tmp_path: Path) 
     assert study("pruning", "dense", **options).measured == 0
 
 
-def test_a_study_goes_on_where_it_was(
-    study: Callable[..., StudyReport], passes: list[list[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Interrupted after the first two of three pairs, then continued, then extended."""
-    options = {"values": "int8,nf4,fp4"}
-    broken = study_module.evaluate
-
-    def stopping(*arguments: Any, **settings: Any) -> Any:
-        if len(passes) == 2:
-            raise KeyboardInterrupt
-        return broken(*arguments, **settings)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(study_module, "evaluate", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            study("bits", **options)
-    assert len(passes) == 2
-    report = study("bits", **options)
-    assert passes[2:] == [["fp4 feedback", "fp4 plain"]]
-    assert (report.measured, report.reused) == (2, 4)
-    before = {name: file.read_bytes() for name, file in report.files.items()}
-    again = study("bits", **options)
-    assert len(passes) == 3
-    assert (again.measured, again.reused) == (0, 6)
-    assert {name: file.read_bytes() for name, file in again.files.items()} == before
-    wider = study("bits", values="int8,int4,fp4")
-    assert passes[3:] == [["int4 feedback", "int4 plain"]]
-    assert [row["codec"] for row in wider.rows[::2]] == ["int8", "int4", "fp4"]
-    study("bits", **options, restart=True)
-    assert len(passes) == 4 + 3
-
-
-def test_equal_runs_write_equal_files(study: Callable[..., StudyReport], tmp_path: Path) -> None:
-    first = study("drop", values="1", out=tmp_path / "a")
-    second = study("drop", values="1", out=tmp_path / "b")
-    for name in ("csv", "md", "results", "figure", "svg"):
-        assert first.files[name].read_bytes() == second.files[name].read_bytes(), name
-
-
-@pytest.mark.parametrize(
-    ("change", "what"),
-    [
-        ({"model": "flex"}, "model"),
-        ({"window": 16}, "window"),
-        ({"limit_tokens": 300}, "text"),
-        ({"packed": True}, "packed"),
-        ({"dtype": "bfloat16"}, "dtype"),
-        ({"name": "drop", "values": "0"}, "study"),
-    ],
-)
-def test_a_folder_of_other_conditions_is_refused(
-    study: Callable[..., StudyReport], change: dict[str, Any], what: str
-) -> None:
-    report = study("alpha", values="0.5")
-    before = {file: file.read_bytes() for file in report.files.values()}
-    options = {"name": "alpha", "values": "0.5", **change}
-    with pytest.raises(MismatchError, match=f"holds results of another .*{what}") as caught:
-        study(**options)
-    assert "--restart" in caught.value.hint
-    assert {file: file.read_bytes() for file in report.files.values()} == before
-    assert study(**options, restart=True).measured == len(study(**options).rows)
-
-
-def test_a_folder_of_something_else_is_left_alone(
-    study: Callable[..., StudyReport], tmp_path: Path
-) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "notes.txt").write_text("keep me")
-    for restart in (False, True):
-        with pytest.raises(OutputExistsError, match="left alone"):
-            study("alpha", restart=restart)
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["notes.txt"]
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", ":1: is not the head"),
-        (b"[]\n", ":1: expected a JSON object"),
-        (b"{\n", ":1: is not JSON"),
-        (b'{"schema": "other/1", "fingerprint": {}}\n', ":1: is not the head"),
-        (b'{"schema": "tolkit.study/1"}\n', ":1: is not the head"),
-    ],
-)
-def test_results_that_cannot_be_read(
-    study: Callable[..., StudyReport], tmp_path: Path, content: bytes, said: str
-) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "results.jsonl").write_bytes(content)
-    with pytest.raises(DataError, match=said) as caught:
-        study("alpha", values="0.5")
-    assert "--restart" in caught.value.hint
-    assert study("alpha", values="0.5", restart=True).measured == 1
-
-
-def test_a_point_without_a_key(study: Callable[..., StudyReport], tmp_path: Path) -> None:
-    results = study("alpha", values="0.5").files["results"]
-    results.write_bytes(results.read_bytes() + b'{"alpha": 1}\n')
-    with pytest.raises(DataError, match=r"results.jsonl:3: has no key"):
-        study("alpha", values="0.5")
-
-
-@pytest.mark.parametrize(
-    ("name", "model", "options", "said"),
-    [
-        ("other", "memory", {}, "study: 'other' is none, expected one of alpha, bits"),
-        ("alpha", "memory", {"data": ()}, "data: alpha measures on text"),
-        ("alpha", "dense", {}, "is a dense model"),
-        (
-            "alpha",
-            "memory",
-            {"values": "1,half"},
-            "values: expected numbers from 0 to 10, got 'half'",
-        ),
-        ("alpha", "memory", {"values": "1,-1"}, "values: expected numbers .* got '-1'"),
-        ("alpha", "memory", {"values": "1,nan"}, "values: expected numbers .* got 'nan'"),
-        ("alpha", "memory", {"values": "1,,2"}, "values: .* has an empty entry"),
-        ("alpha", "memory", {"values": "1,1.0"}, "values: .* names 1 twice"),
-        ("alpha", "memory", {"keep": True}, "keep: alpha has no use for it"),
-        ("alpha", "memory", {"against": (Path("x"),)}, "against: alpha has no use for it"),
-        ("bits", "dense", {}, "is a dense model"),
-        ("rank", "dense", {}, "is a dense model"),
-        ("bits", "memory", {"values": "int3"}, "values: 'int3' is no codec, expected f16"),
-        ("rank", "memory", {"values": "100"}, "values: expected numbers from 0 to 99.9"),
-        ("drop", "memory", {"values": "4"}, "values: layer 4 is out of range"),
-        ("spectrum", "dense", {}, "is a dense checkpoint"),
-        ("spectrum", "memory", {"values": "1"}, "values: spectrum has no use for it"),
-        ("pruning", "memory", {}, "has token tables, the model to prune is a dense one"),
-        ("pruning", "dense", {}, "against: names no checkpoint"),
-        ("pruning", "dense", {"values": "luck"}, "values: 'luck' is no method"),
-    ],
-)
-def test_what_cannot_be_studied(
-    study: Callable[..., StudyReport],
-    tmp_path: Path,
-    name: str,
-    model: str,
-    options: dict[str, Any],
-    said: str,
-) -> None:
-    with pytest.raises(TolError, match=said) as caught:
-        study(name, model, **options)
-    assert caught.value.exit_code in (2, 4)
-    assert not (tmp_path / "out").exists()
-
-
-def test_pruning_needs_calibration_text_only_where_it_is_looked_at(
-    study: Callable[..., StudyReport], work: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(UsageError, match="calibration: wanda and sparsegpt look at text"):
-        study("pruning", "dense", against=(work / "memory",))
-    report = study("pruning", "dense", against=(work / "memory",), values="magnitude")
-    assert [row["method"] for row in report.rows] == ["none", "none", "magnitude"]
-
-
-def test_calibrating_on_the_measured_text_is_a_warning(
-    study: Callable[..., StudyReport], work: Path
-) -> None:
+def test_calibrating_on_the_measured_text_is_a_warning(study: RunStudy, work: Path) -> None:
     progress = SilentProgress()
     study(
         "pruning",
@@ -432,7 +231,7 @@ def test_calibrating_on_the_measured_text_is_a_warning(
 
 
 def test_without_matplotlib_the_figure_is_left_out(
-    study: Callable[..., StudyReport], monkeypatch: pytest.MonkeyPatch
+    study: RunStudy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tolkit.study import run
 
@@ -458,9 +257,7 @@ def task_folder(tmp_path: Path) -> Path:
     return tmp_path / "tasks"
 
 
-def test_tasks_are_scored_beside(
-    study: Callable[..., StudyReport], work: Path, tmp_path: Path
-) -> None:
+def test_tasks_are_scored_beside(study: RunStudy, work: Path, tmp_path: Path) -> None:
     options = {"tasks": ("arc_easy", "lambada"), "task_data": task_folder(tmp_path)}
     report = study("alpha", values="1,0.3", **options)
     check_files(report, tmp_path)
@@ -488,22 +285,6 @@ def test_tasks_are_scored_beside(
         study("alpha", values="1,0.3", **options, task_limit=2)
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"tasks": ("piqa",)}, "task_data: names no folder with the tasks"),
-        ({"task_data": Path("x")}, "tasks: none are named"),
-        ({"tasks": ("chess",), "task_data": Path("x")}, "expected one of lambada"),
-        ({"name": "spectrum", "tasks": ("piqa",)}, "tasks: spectrum has no use for it"),
-    ],
-)
-def test_tasks_that_cannot_be_scored(
-    study: Callable[..., StudyReport], options: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(UsageError, match=said):
-        study(**{"name": "alpha", **options})
-
-
 def test_every_study_is_complete() -> None:
     assert list(STUDIES) == ["alpha", "bits", "rank", "drop", "spectrum", "pruning"]
     for study in STUDIES.values():
@@ -511,9 +292,7 @@ def test_every_study_is_complete() -> None:
         assert study.about.endswith(".")
 
 
-def test_one_window_has_no_standard_error(
-    study: Callable[..., StudyReport], tmp_path: Path
-) -> None:
+def test_one_window_has_no_standard_error(study: RunStudy, tmp_path: Path) -> None:
     report = study("alpha", values="0.5", limit_tokens=20)
     (row,) = report.rows
     assert row["windows"] == 1
