@@ -15,10 +15,8 @@ from _study import RunStudy, study_inputs, study_runner
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
 from tolkit.data import read_documents
-from tolkit.errors import MismatchError
+from tolkit.errors import UsageError
 from tolkit.evaluate import evaluate, windows_of
-from tolkit.evaluate.adjust import scaled
-from tolkit.evaluate.tasks import TASKS, evaluate_tasks, find_tasks
 from tolkit.progress import SilentProgress
 from tolkit.study import STUDIES, StudyReport
 from tolkit.study.spectrum import rank_for
@@ -154,6 +152,18 @@ def test_drop_equals_drop_layers(study: RunStudy, work: Path, tmp_path: Path) ->
             assert row[name] == pytest.approx(result.metrics[name].value, rel=1e-4), row["key"]
 
 
+def test_studies_of_a_bundle_know_its_layers(study: RunStudy, work: Path, tmp_path: Path) -> None:
+    wish = CompressSpec(codec="int8", drop=(1,))
+    quiet = {"resources": Resources(1), "progress": SilentProgress()}
+    compress(work / "memory", tmp_path / "thin.tol", wish, **quiet)
+    layers = [row["layer"] for row in study("drop", "thin.tol").rows]
+    assert layers == [0, 0, 2, 2, 3, 3]
+    (row, _) = study("rank", "thin.tol", values="50", out=tmp_path / "rank").rows
+    assert row["tol_params"] == 3 * (96 * 16 + 16 * 32)
+    with pytest.raises(UsageError, match="layer 1 has no table any more"):
+        study("drop", "thin.tol", values="1", out=tmp_path / "gone")
+
+
 def test_drop_of_a_dense_model_is_plain_only(study: RunStudy, tmp_path: Path) -> None:
     report = study("drop", "dense", values="0-1,3")
     check_files(report, tmp_path)
@@ -208,6 +218,7 @@ def test_pruning(study: RunStudy, work: Path, tmp_path: Path) -> None:
     pruned = [("dense", name) for name in ("magnitude", "wanda", "sparsegpt")]
     assert found == [("dense", "none"), ("memory", "none"), *pruned, ("flex", "none"), *pruned]
     assert report.rows[0]["kl_mean_nats"] == 0
+    assert [row.get("target") for row in report.rows[4:7]] == ["memory", None, "flex"]
     for start in (1, 5):
         target, *rest = report.rows[start : start + 4]
         assert {row["active_params"] for row in rest} == {target["active_params"]}
@@ -241,48 +252,6 @@ def test_without_matplotlib_the_figure_is_left_out(
     assert {"figure", "svg"}.isdisjoint(report.files)
     assert any("matplotlib is not installed" in line for line in progress.warnings)
     assert "![" not in report.files["md"].read_text()
-
-
-def task_folder(tmp_path: Path) -> Path:
-    """lambada with five items, and arc_easy with three."""
-    for name in ("lambada", "arc_easy"):
-        (tmp_path / "tasks" / name).mkdir(parents=True)
-    texts = [f"the cat sat on a mat {i} who are you" for i in range(5)]
-    lines = [json.dumps({"text": text}) for text in texts]
-    (tmp_path / "tasks" / "lambada" / "test.jsonl").write_text("\n".join(lines) + "\n")
-    choices = {"text": ["a cat", "a mat", "you"], "label": ["A", "B", "C"]}
-    items = [{"question": f"Who sat {i}?", "choices": choices, "answerKey": "A"} for i in range(3)]
-    lines = [json.dumps(item) for item in items]
-    (tmp_path / "tasks" / "arc_easy" / "test.jsonl").write_text("\n".join(lines) + "\n")
-    return tmp_path / "tasks"
-
-
-def test_tasks_are_scored_beside(study: RunStudy, work: Path, tmp_path: Path) -> None:
-    options = {"tasks": ("arc_easy", "lambada"), "task_data": task_folder(tmp_path)}
-    report = study("alpha", values="1,0.3", **options)
-    check_files(report, tmp_path)
-    model = load_runnable(work / "memory")
-    tasks = find_tasks(*options.values())
-    (expected,) = evaluate_tasks(
-        [scaled(model, 0.3)], model, tasks, device="cpu", progress=SilentProgress()
-    )
-    row = report.rows[1]
-    for result in expected:
-        assert row[f"{result.task}_items"] == result.n
-        for name in TASKS[result.task].metrics:
-            key = f"{result.task}_{name}"
-            assert row[key] == pytest.approx(result.metrics[name].value)
-            assert row[f"{key}_se"] == pytest.approx(result.metrics[name].se)
-            assert row[f"{key}_reference"] == report.rows[0][key]
-    shown = [field.key for field in report.fields]
-    assert shown.index("arc_easy_acc") < shown.index("lambada_acc") < shown.index("paper_ppl")
-    assert "arc_easy" in report.tasks and "(n 3)" in report.tasks
-    assert report.tasks in report.files["md"].read_text()
-    assert study("alpha", values="1,0.3", **options).measured == 0
-    with pytest.raises(MismatchError, match="of another tasks"):
-        study("alpha", values="1,0.3")
-    with pytest.raises(MismatchError, match="of another tasks"):
-        study("alpha", values="1,0.3", **options, task_limit=2)
 
 
 def test_every_study_is_complete() -> None:

@@ -39,11 +39,18 @@ class Context:
         self.spec = spec
         self.progress = progress
         self.machine = Machine(spec.device, spec.dtype, spec.batch_tokens)
+        self._loaded: dict[Path, Runnable] = {}
 
     @cached_property
     def runnable(self) -> Runnable:
         """The model as it is: what all points compare with."""
         return self.ready(load_runnable(self.spec.model))
+
+    def loaded(self, path: Path) -> Runnable:
+        """Another model, read once."""
+        if path not in self._loaded:
+            self._loaded[path] = load_runnable(path)
+        return self._loaded[path]
 
     @cached_property
     def windows(self) -> Windows:

@@ -29,7 +29,7 @@ from tolkit.study.pruning_methods import METHODS, NEEDS_TEXT
 from tolkit.study.spec import words
 from tolkit.study.store import Point
 from tolkit.study.study import TAKES, EvaluatedStudy, Opened, Variant
-from tolkit.tables import Runnable, load_runnable
+from tolkit.tables import Runnable
 
 __all__ = ["PruningStudy"]
 
@@ -69,6 +69,7 @@ class PruningStudy(EvaluatedStudy):
     fields = (
         Field("model", "model", "text"),
         Field("method", "pruned by", "text"),
+        Field("target", "to size of", "text"),
         Field("active_params", "active", "millions"),
         Field("sparsity", "sparsity", "percent"),
         *QUALITY,
@@ -155,7 +156,7 @@ def _targets(context: Context) -> list[_Target]:
     names = [path.resolve().name for path in paths]
     found = []
     for path, name in zip(paths, names, strict=True):
-        runnable = load_runnable(path)
+        runnable = context.loaded(path)
         if runnable.tokenizer.digest != context.runnable.tokenizer.digest:
             raise MismatchError(
                 f"{path}: its tokenizer is not that of {context.spec.model}, perplexities would "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tolkit.compress.spec import parse_ranks
-from tolkit.evaluate.adjust import require_tables
+from tolkit.evaluate.adjust import layers_with_tables, require_tables
 from tolkit.study.bundles import MODES, compressed
 from tolkit.study.context import Context
 from tolkit.study.fields import QUALITY, Field
@@ -52,7 +52,8 @@ class RankStudy(EvaluatedStudy):
         """Two variants a cut."""
         require_tables(context.runnable)
         config = context.runnable.model.config
-        V, D, L = config.vocab_size, config.hidden_size, config.num_hidden_layers
+        V, D = config.vocab_size, config.hidden_size
+        L = len(layers_with_tables(context.runnable))
         found = []
         for cut in numbers(context.spec.values or _CUTS, low=0, high=99.9):
             rank = parse_ranks(f"{100 - cut:g}%", 1, D)[0]
