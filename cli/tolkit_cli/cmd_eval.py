@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,6 +25,7 @@ from tolkit_cli._units import number_text, percent_text
 
 if TYPE_CHECKING:
     from tolkit.evaluate import EvalResult, GateVerdict, Metric
+    from tolkit.quality_log import QualityRecord, RecordedMetric
 
 __all__ = ["evaluate"]
 
@@ -63,6 +64,16 @@ GateOption = Annotated[
 GatesOption = Annotated[
     Path | None, option(WHAT, "--gates", metavar="FILE", help="Conditions in TOML.")
 ]
+BaselineOption = Annotated[
+    str | None,
+    option(
+        INPUT,
+        "--baseline",
+        metavar="FILE",
+        help="Earlier evaluation to compare with: a quality.jsonl, or a bundle that holds one; "
+        "FILE#IDENTITY picks a bundle's record. For gates as ppl_token<=baseline+0.5%.",
+    ),
+]
 UndecidedOption = Annotated[
     bool,
     option(
@@ -91,6 +102,25 @@ DtypeOption = Annotated[
         help="float32, bfloat16 or float16; below float32 its noise floor is reported.",
     ),
 ]
+PrefixOption = Annotated[
+    Literal["eos", "bos", "none"],
+    option(
+        WHAT,
+        "--prefix",
+        metavar="TOKEN",
+        help="Put before each document: eos, bos or none. A tokenizer without it starts bare.",
+    ),
+]
+TablesOption = Annotated[
+    Literal["auto", "resident", "streamed"],
+    option(
+        RESOURCES,
+        "--tables",
+        metavar="PLACE",
+        help="Table rows: streamed (decoded batch by batch), resident (all, on the device) or "
+        "auto (resident on CUDA where they fit).",
+    ),
+]
 JsonOutOption = Annotated[
     Path | None, option(OUTPUT, "--json-out", metavar="FILE", help="Also write the JSON report.")
 ]
@@ -109,6 +139,7 @@ _COLUMNS = (
     Column("value", "value", human="value_text"),
     Column("se", "+/- s.e.", human="se_text"),
     Column("reference", "reference", human="reference_text"),
+    Column("baseline", "baseline", human="baseline_text"),
     Column("n", "n", lambda n: f"{n:,}"),
 )
 
@@ -128,15 +159,18 @@ def evaluate(
     data: DataOption,
     reference: ReferenceOption = None,
     other_reference: OtherReferenceOption = False,
+    baseline: BaselineOption = None,
     gate: GateOption = None,
     gates: GatesOption = None,
     allow_undecided: UndecidedOption = False,
     window: WindowOption = None,
     packed: PackedOption = False,
+    prefix: PrefixOption = "eos",
     limit_tokens: LimitOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     batch_tokens: BatchTokensOption = None,
+    tables: TablesOption = "auto",
     json_out: JsonOutOption = None,
     junit: JunitOption = None,
     markdown: MarkdownOption = None,
@@ -150,16 +184,21 @@ def evaluate(
 
     Gates compare unrounded with the 95 % interval: exit code 3 when one fails or cannot be
     decided. Takes about one forward pass per model; a small model reads thousands of tokens a
-    second on a CPU.
+    second on a CPU. Several processes share the text: torchrun --nproc-per-node N -m
+    tolkit_cli.main eval ...
     """
+    from tolkit import ranks
     from tolkit.data import read_documents
     from tolkit.data.limit import limited
     from tolkit.evaluate import (
         append_quality,
         check_gates,
+        load_baseline,
         load_gates,
         parse_gate,
+        planned_setting,
         quality_record,
+        require_gate_partners,
         require_gates,
         windows_of,
     )
@@ -167,12 +206,16 @@ def evaluate(
     from tolkit.tables import load_runnable, require_partners
     from tolkit_formats.errors import NonFiniteError
 
+    if ranks.rank() > 0:
+        out.mute()
     reports = {"--json-out": json_out, "--junit": junit, "--markdown": markdown}
     _require_writable(reports, force)
     conditions = [parse_gate(text) for text in gate or []]
     conditions += load_gates(gates) if gates else []
+    stored = load_baseline(baseline) if baseline else None
+    require_gate_partners(conditions, baseline=stored, reference=reference is not None)
     progress = out.progress()
-    out.record("inputs", model=model, reference=reference, data=data)
+    out.record("inputs", model=model, reference=reference, data=data, baseline=baseline)
     with out.timing("load"):
         candidate = load_runnable(model)
         partner = load_runnable(reference) if reference else None
@@ -183,7 +226,10 @@ def evaluate(
         if limit_tokens is not None:
             documents = limited(documents, candidate.tokenizer, limit_tokens)
         length = window or candidate.model.config.max_position_embeddings
-        windows = windows_of(documents, candidate.tokenizer, length, packed)
+        windows = windows_of(documents, candidate.tokenizer, length, packed, prefix)
+    before = None
+    if stored is not None:
+        before = stored.record_for(planned_setting(windows, partner.identity if partner else None))
     with out.timing("evaluate"):
         (result,) = measure(
             [candidate],
@@ -192,42 +238,59 @@ def evaluate(
             dtype=dtype,
             device=device,
             batch_tokens=batch_tokens,
+            tables=tables,
             progress=progress,
             labels=[str(model)],
         )
-    verdicts = check_gates(result, conditions, allow_undecided)
-    _show(out, result, verdicts)
-    _write_reports(out, result, verdicts, reports)
-    if candidate.kind == "bundle":
+    verdicts = check_gates(result, conditions, allow_undecided, stored)
+    _show(out, result, verdicts, before)
+    if ranks.rank() == 0:
+        _write_reports(out, result, verdicts, before, reports)
+    if ranks.rank() == 0 and candidate.kind == "bundle":
         append_quality(model, quality_record(result, verdicts), progress)
-    require_gates(verdicts)
-    if result.problems:
+    if result.problems:  # before the gates: broken numbers are no verdict on quality
         raise NonFiniteError(result.problems[0], hint=f"run: tol verify {model}")
+    require_gates(verdicts)
 
 
-def _show(out: Output, result: EvalResult, verdicts: list[GateVerdict]) -> None:
+def _show(
+    out: Output, result: EvalResult, verdicts: list[GateVerdict], before: QualityRecord | None
+) -> None:
     """The result in every mode: conditions, metrics, verdicts."""
-    from tolkit.evaluate import METRIC_NAMES, to_json
+    from tolkit.evaluate import to_json
+    from tolkit.evaluate.reports import ordered_metrics
 
     ran = result.conditions
     text = f"{ran.n_tokens:,} tokens in {ran.n_windows:,} windows of {ran.window_length}"
     out.field("metrics", "identity", result.identity, "model", result.identity[:16])
     out.field("metrics", "tokens", ran.n_tokens, "text", text)
     out.field("metrics", "device", ran.device, text=f"{ran.device}, {ran.dtype}")
+    speed = result.tokens_per_s
+    shown = None if speed is None else f"{speed:,.0f} tokens/s, all models together"
+    out.field("metrics", "tokens_per_s", speed, "speed", shown)
     for problem in result.problems:
         out.warn(problem)
     if result.noise_floor is not None:
         floor = result.noise_floor
         out.text(f"{'noise floor':<20}  KL {floor.value:.2e} +/- {floor.se:.1e} nats")
+    if before is not None:
+        out.field(
+            "metrics",
+            "baseline",
+            before.bundle,
+            text=f"{before.bundle[:16]}, the record of {before.where}",
+        )
+        if (before.device, before.dtype) != (ran.device, ran.dtype):
+            out.warn(f"baseline: was measured on {before.device} in {before.dtype}")
     out.text()
-    partners = result.reference_metrics
+    partners, earlier = result.reference_metrics, before.metrics if before else {}
     rows = [
-        _row(name, result.metrics[name], partners.get(name))
-        for name in METRIC_NAMES
-        if name in result.metrics
+        _row(name, metric, partners.get(name), earlier.get(name))
+        for name, metric in ordered_metrics(result.metrics)
     ]
-    out.table("table", _COLUMNS, rows, in_json=False)
-    report = to_json(result, verdicts)
+    columns = [c for c in _COLUMNS if before is not None or c.key != "baseline"]
+    out.table("table", columns, rows, in_json=False)
+    report = to_json(result, verdicts, before)
     out.record("metrics", **report["metrics"], bytes=report["bytes"])
     out.record("metrics", bits_per_value=report["bits_per_value"])
     for verdict, facts in zip(verdicts, report["gates"], strict=True):
@@ -237,7 +300,9 @@ def _show(out: Output, result: EvalResult, verdicts: list[GateVerdict]) -> None:
     out.quiet_value(headline.value)
 
 
-def _row(name: str, metric: Metric, partner: Metric | None) -> dict[str, Any]:
+def _row(
+    name: str, metric: Metric, partner: Metric | None, earlier: RecordedMetric | None
+) -> dict[str, Any]:
     return {
         "metric": name,
         "value": metric.value,
@@ -246,12 +311,16 @@ def _row(name: str, metric: Metric, partner: Metric | None) -> dict[str, Any]:
         "se_text": _shown(name, metric.se).lstrip("+"),
         "reference": partner.value if partner else None,
         "reference_text": _shown(name, partner.value) if partner else "",
+        "baseline": earlier.value if earlier else None,
+        "baseline_text": _shown(name, earlier.value) if earlier else "",
         "n": metric.n,
     }
 
 
 def _shown(name: str, value: float) -> str:
-    if name in ("ppl_increase", "top1_agreement"):
+    from tolkit.evaluate.gate_syntax import is_ratio
+
+    if is_ratio(name):
         return percent_text(value, signed=name == "ppl_increase")
     return number_text(value)
 
@@ -275,6 +344,7 @@ def _write_reports(
     out: Output,
     result: EvalResult,
     verdicts: list[GateVerdict],
+    before: QualityRecord | None,
     reports: Mapping[str, Path | None],
 ) -> None:
     """The files asked for, and the summary page of a CI step where there is one."""
@@ -283,10 +353,11 @@ def _write_reports(
     from tolkit.evaluate import append_step_summary, to_json, to_junit, to_markdown
     from tolkit_formats.files import write_atomic
 
-    summary = to_markdown(result, verdicts)
+    summary = to_markdown(result, verdicts, before)
+    report = to_json(result, verdicts, before)
     texts = {
-        "--json-out": json.dumps(to_json(result, verdicts), indent=2, allow_nan=False) + "\n",
-        "--junit": to_junit(result, verdicts),
+        "--json-out": json.dumps(report, indent=2, allow_nan=False) + "\n",
+        "--junit": to_junit(result, verdicts, before),
         "--markdown": summary,
     }
     for name, path in reports.items():

@@ -22,6 +22,7 @@ from tolkit_cli import (
     cmd_diff,
     cmd_drop_layers,
     cmd_eval,
+    cmd_history,
     cmd_inspect,
     cmd_study,
     cmd_train,
@@ -45,6 +46,7 @@ COMMANDS: tuple[Registered, ...] = (
     cmd_study.study,
     cmd_verify.verify,
     cmd_inspect.inspect,
+    cmd_history.history,
     cmd_diff.diff,
 )
 

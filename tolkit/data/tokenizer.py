@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from tolkit.data.documents import Document
 from tolkit.errors import DataError, UsageError
@@ -118,35 +118,17 @@ class Tokenizer:
 
         Args:
             texts: where they spell out a special token, that token is meant.
-            add_special: put around each text what the tokenizer says: the bos and eos that
-                ``add_bos_token`` and ``add_eos_token`` of tokenizer_config.json ask for, or,
-                where it holds neither, what the post-processor of tokenizer.json adds.
+            add_special: put around each text what the post-processor of tokenizer.json says
+                (bos in front, for most Llamas; transformers reads no other file for this).
         """
         if self._marking_core is None:
-            self._marking_core = self._marking()
+            self._marking_core = _parse_tokenizer(self._json, self.where)
+            self._marking_core.no_padding()
+            self._marking_core.no_truncation()
         encodings = self._marking_core.encode_batch_fast(
             list(texts), add_special_tokens=add_special
         )
         return [encoding.ids for encoding in encodings]
-
-    def _marking(self) -> tokenizers.Tokenizer:
-        core = _parse_tokenizer(self._json, self.where)
-        core.no_padding()
-        core.no_truncation()
-        config = _parse_config(self._config_json, self.where)
-        marks = {"add_bos_token": self.bos_id, "add_eos_token": self.eos_id}
-        if any(field in config for field in marks):
-            wanted = {field: i for field, i in marks.items() if i is not None and config.get(field)}
-            tokens = {field: str(core.id_to_token(i)) for field, i in wanted.items()}
-            text = ["$A"]
-            if "add_bos_token" in tokens:
-                text.insert(0, tokens["add_bos_token"])
-            if "add_eos_token" in tokens:
-                text.append(tokens["add_eos_token"])
-            core.post_processor = processors.TemplateProcessing(
-                single=text, special_tokens=[(tokens[field], i) for field, i in wanted.items()]
-            )
-        return core
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens spelled out."""
