@@ -24,6 +24,7 @@ from tolkit_cli import (
     cmd_eval,
     cmd_history,
     cmd_inspect,
+    cmd_study,
     cmd_train,
     cmd_verify,
 )
@@ -42,6 +43,7 @@ COMMANDS: tuple[Registered, ...] = (
     cmd_compress.compress,
     cmd_drop_layers.drop_layers,
     cmd_eval.evaluate,
+    cmd_study.study,
     cmd_verify.verify,
     cmd_inspect.inspect,
     cmd_history.history,
