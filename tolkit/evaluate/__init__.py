@@ -1,7 +1,7 @@
 """Is the compressed model still as good? Windows of text, metrics with errors, gates, reports."""
 
 from tolkit.evaluate.baseline import Baseline, load_baseline, planned_setting, setting_of
-from tolkit.evaluate.evaluate import evaluate
+from tolkit.evaluate.evaluate import evaluate, without_text
 from tolkit.evaluate.gates import (
     GATE_METRICS,
     Gate,
@@ -59,4 +59,5 @@ __all__ = [
     "to_junit",
     "to_markdown",
     "windows_of",
+    "without_text",
 ]

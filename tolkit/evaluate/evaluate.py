@@ -21,7 +21,7 @@ from tolkit.evaluate.runnable import Placed, Runnable, device_label
 from tolkit.evaluate.windows import Windows
 from tolkit.progress import Progress, TqdmProgress
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "without_text"]
 
 _NOISE_WINDOWS = 32
 
@@ -85,6 +85,29 @@ def evaluate(
             exact = machine.place(reference, torch.float32)
             noise = _noise_floor(exact, models[0], windows, machine)
     return _results(run, windows, candidates, reference, names, noise)
+
+
+def without_text(
+    candidate: Runnable,
+    reference: Runnable | None,
+    windows: Windows,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str = "auto",
+    label: str = "",
+) -> EvalResult:
+    """A result without metrics, for tasks to be added: `windows` are `no_windows`."""
+    return EvalResult(
+        label=label or candidate.kind,
+        identity=candidate.identity,
+        kind=candidate.kind,
+        reference_identity=None if reference is None else reference.identity,
+        metrics={},
+        reference_metrics={},
+        conditions=_conditions(windows, Machine(device, dtype)),
+        table_bytes=candidate.table_bytes,
+        bits_per_value=candidate.bits_per_value,
+    )
 
 
 def _results(

@@ -185,11 +185,15 @@ def to_markdown(
     lines += _metric_table(result, baseline)
     conditions = result.conditions
     shape = "packed" if conditions.packed else "per document"
+    text = "no text, "
+    if conditions.n_tokens:
+        text = (
+            f"{conditions.n_tokens:,} tokens in {conditions.n_windows:,} windows of "
+            f"{conditions.window_length} ({shape}), text `{conditions.text_digest[:12]}`, "
+        )
     lines += [
         "",
-        f"{conditions.n_tokens:,} tokens in {conditions.n_windows:,} windows of "
-        f"{conditions.window_length} ({shape}), {conditions.device}, {conditions.dtype}; "
-        f"text `{conditions.text_digest[:12]}`, model `{result.identity[:12]}`, "
+        f"{text}{conditions.device}, {conditions.dtype}; model `{result.identity[:12]}`, "
         f"reference `{(result.reference_identity or 'none')[:12]}`"
         + ("." if baseline is None else f", baseline `{baseline.bundle[:12]}`."),
     ]

@@ -22,7 +22,15 @@ import numpy.typing as npt
 from tolkit.errors import DataError, UsageError
 from tolkit.evaluate.spill import SpilledIds
 
-__all__ = ["Prefix", "TextDocument", "TextTokenizer", "Window", "Windows", "windows_of"]
+__all__ = [
+    "Prefix",
+    "TextDocument",
+    "TextTokenizer",
+    "Window",
+    "Windows",
+    "no_windows",
+    "windows_of",
+]
 
 Prefix = Literal["eos", "bos", "none"]
 _PREFIXES = ("eos", "bos", "none")
@@ -182,6 +190,27 @@ class Windows(Sequence[Window]):
         """The document a window belongs to, for messages."""
         name: str = self.document_names[int(self.document_W[window])]
         return name
+
+
+def no_windows(tokenizer: TextTokenizer, length: int) -> Windows:
+    """The windows of no text, where only tasks are measured."""
+    none = np.empty(0, np.int64)
+    return Windows(
+        ids_N=none.astype(np.int32),
+        begin_W=none,
+        end_W=none,
+        scored_W=none.astype(np.int32),
+        bytes_W=none.astype(np.float64),
+        words_W=none.astype(np.float64),
+        document_W=none.astype(np.int32),
+        length=length,
+        packed=False,
+        prefix_id=None,
+        text_digest=hashlib.sha256().hexdigest(),
+        tokenizer_digest=tokenizer.digest,
+        n_documents=0,
+        document_names=(),
+    )
 
 
 def windows_of(
