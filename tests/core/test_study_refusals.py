@@ -86,3 +86,11 @@ def test_pruning_needs_calibration_text_only_where_it_is_looked_at(
 def test_tasks_that_cannot_be_scored(study: RunStudy, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         study(**{"name": "alpha", **options})
+
+
+def test_several_processes_are_not_for_studies(
+    study: RunStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="study: runs in one process, torchrun started 2"):
+        study("alpha")

@@ -6,6 +6,7 @@ import csv
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,3 +270,25 @@ def test_one_window_has_no_standard_error(study: RunStudy, tmp_path: Path) -> No
     stored = json.loads(report.files["results"].read_text().splitlines()[1])
     assert stored["ppl_token_se"] is None
     assert report.files["figure"].stat().st_size > 1000
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", list(STUDIES))
+def test_a_cuda_device_gives_the_same_points(
+    study: RunStudy, work: Path, tmp_path: Path, name: str
+) -> None:
+    options: dict[str, Any] = {}
+    if name == "pruning":
+        options["against"] = (work / "memory",)
+        options["calibration"] = (str(work / "calibration.txt"),)
+        options["calibration_windows"] = 6
+    model = "dense" if name == "pruning" else "memory"
+    here, there = (
+        study(name, model, device=device, out=tmp_path / device, **options)
+        for device in ("cpu", "cuda")
+    )
+    for ours, theirs in zip(here.rows, there.rows, strict=True):
+        assert ours["key"] == theirs["key"]
+        for key in ("ppl_token", "largest", "rank_95"):
+            assert ours.get(key) == pytest.approx(theirs.get(key), rel=1e-3)

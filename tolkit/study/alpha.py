@@ -28,6 +28,7 @@ class AlphaStudy(EvaluatedStudy):
     about = "Every table row is multiplied by alpha; 1 is the model as it is, 0 has no tables."
     fields = (Field("alpha", "alpha", "exact"), *QUALITY)
     paper = TABLE_1
+    shares_rows = True
 
     def variants(self, context: Context) -> list[Variant]:
         """One variant an alpha."""
@@ -54,5 +55,5 @@ class AlphaStudy(EvaluatedStudy):
 
 
 def _variant(context: Context, alpha: float) -> Variant:
-    runnable = scaled(context.runnable, alpha)
+    runnable = scaled(context.shared, alpha)
     return Variant(f"alpha {alpha:g}", {"alpha": alpha}, lambda stack: Opened(runnable))

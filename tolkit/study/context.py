@@ -43,8 +43,30 @@ class Context:
 
     @cached_property
     def runnable(self) -> Runnable:
-        """The model as it is: what all points compare with."""
-        return self.ready(load_runnable(self.spec.model))
+        """The model as it is: what all points compare with.
+
+        Already on the device, so that variants share its weights; in other formats than float32
+        as loaded, because the noise floor needs the exact model.
+        """
+        runnable, where = load_runnable(self.spec.model), self.machine.device
+        model = runnable.model
+        if self.machine.dtype != torch.float32:
+            return runnable
+        if any(p.device != where or p.dtype != torch.float32 for p in model.parameters()):
+            model = copy.deepcopy(model).to(device=where, dtype=torch.float32)
+        return dataclasses.replace(runnable, model=model)
+
+    @cached_property
+    def shared(self) -> Runnable:
+        """The same with table rows that are worked out once a batch for it and all variants.
+
+        For passes whose tables are streamed: made resident, each variant would hold its own.
+        """
+        runnable, model = self.runnable, self.runnable.model
+        if self.machine.dtype != torch.float32 or not model.config.has_tables:
+            return runnable
+        rows = FfnRows(model) if runnable.rows is None else runnable.rows
+        return dataclasses.replace(runnable, rows=MemoRows(rows))
 
     def loaded(self, path: Path) -> Runnable:
         """Another model, read once."""
@@ -91,22 +113,6 @@ class Context:
     def work(self) -> Path:
         """A folder for what is made on the way; it goes when the study ends."""
         return self.spec.out / WORK
-
-    def ready(self, runnable: Runnable) -> Runnable:
-        """The runnable where it will run, with rows that are worked out once for all variants.
-
-        In other formats than float32 it stays as loaded: the noise floor needs the exact model.
-        """
-        if self.machine.dtype != torch.float32:
-            return runnable
-        model = runnable.model
-        where = self.machine.device
-        if any(p.device != where or p.dtype != torch.float32 for p in model.parameters()):
-            model = copy.deepcopy(model).to(device=where, dtype=torch.float32)
-        rows = runnable.rows
-        if model.config.has_tables:
-            rows = MemoRows(FfnRows(model) if rows is None else rows)
-        return dataclasses.replace(runnable, model=model, rows=rows)
 
     def measured_on(self) -> dict[str, Any]:
         """The part of a fingerprint that says on what text and machine points are measured."""

@@ -42,6 +42,7 @@ class DropStudy(EvaluatedStudy):
         *QUALITY,
     )
     paper = DROP
+    shares_rows = True
 
     def variants(self, context: Context) -> list[Variant]:
         """Two variants a layer, one for a dense model."""
@@ -80,7 +81,7 @@ def _table(context: Context, layer: int, into: int | None) -> Variant:
     mode = "dropped" if into is None else "folded"
 
     def open_(stack: ExitStack) -> Opened:
-        return Opened(without_layers(context.runnable, {layer: into}))
+        return Opened(without_layers(context.shared, {layer: into}))
 
     return Variant(f"layer {layer} {mode}", {"layer": layer, "mode": mode, "into": into}, open_)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from tolkit import ranks
 from tolkit.errors import UsageError
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.study.context import Context
@@ -44,6 +45,11 @@ def run_study(spec: StudySpec, progress: Progress | None = None) -> StudyReport:
         ResourceError: no such device, no room, or another process works in `out`.
     """
     progress = TqdmProgress() if progress is None else progress
+    if ranks.world_size() > 1:
+        raise UsageError(
+            f"study: runs in one process, torchrun started {ranks.world_size()}",
+            hint="start it without torchrun",
+        )
     study = study_named(spec.study)
     _require_taken(study, spec)
     context = Context(spec, progress)

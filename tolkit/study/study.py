@@ -85,11 +85,13 @@ class EvaluatedStudy:
 
     at_once: variants that share a pass over the text with the reference; all of them are in
         memory then.
+    shares_rows: variants are of `Context.shared`, so their rows are worked out once a batch.
     """
 
     name: str
     takes: frozenset[str] = TAKES
     at_once: int = 6
+    shares_rows: bool = False
 
     def variants(self, context: Context) -> list[Variant]:
         """All points of the study, in the order of the table."""
@@ -111,30 +113,34 @@ class EvaluatedStudy:
         """See Study."""
         waiting = [variant for variant in self.variants(context) if variant.key in keys]
         for start in range(0, len(waiting), self.at_once):
-            yield _evaluated(context, waiting[start : start + self.at_once])
+            yield _evaluated(context, waiting[start : start + self.at_once], self.shares_rows)
 
     def appendix(self, rows: Sequence[Point]) -> Mapping[str, str]:
         """Nothing more."""
         return {}
 
 
-def _evaluated(context: Context, variants: Sequence[Variant]) -> list[Point]:
+def _evaluated(context: Context, variants: Sequence[Variant], shares_rows: bool) -> list[Point]:
     """The points of some variants, from one pass over the text."""
     spec = context.spec
+    reference, tables = context.runnable, "auto"
+    if shares_rows:
+        reference, tables = context.shared, "streamed"
     labels = [variant.key for variant in variants]
     with ExitStack() as stack:
         opened = [variant.open(stack) for variant in variants]
         results = evaluate(
             [one.runnable for one in opened],
-            context.runnable,
+            reference,
             context.windows,
             dtype=spec.dtype,
             device=spec.device,
             batch_tokens=spec.batch_tokens,
+            tables=tables,
             progress=context.progress,
             labels=labels,
         )
-        scores = task_points(context, [one.runnable for one in opened], labels)
+        scores = task_points(context, reference, [one.runnable for one in opened], labels, tables)
     for result in results:
         for problem in result.problems:
             context.progress.warn(problem)

@@ -16,7 +16,11 @@ __all__ = ["task_fields", "task_points", "tasks_text"]
 
 
 def task_points(
-    context: Context, runnables: Sequence[Runnable], labels: Sequence[str]
+    context: Context,
+    reference: Runnable,
+    runnables: Sequence[Runnable],
+    labels: Sequence[str],
+    tables: str,
 ) -> list[dict[str, Any]]:
     """For each variant the metrics of all tasks, with standard errors over items and the model's
     own as it is; nothing without tasks."""
@@ -25,11 +29,12 @@ def task_points(
     spec = context.spec
     results = evaluate_tasks(
         runnables,
-        context.runnable,
+        reference,
         context.tasks,
         dtype=spec.dtype,
         device=spec.device,
         batch_tokens=spec.batch_tokens,
+        tables=tables,
         progress=context.progress,
         labels=labels,
     )
