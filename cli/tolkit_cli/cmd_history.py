@@ -95,7 +95,7 @@ def history(
 
 
 _MADE = (
-    Column("step", "step"),
+    Column("step", "#"),
     Column("command", "command", right=False),
     Column("options", "options", right=False),
     Column("identity", "identity", lambda identity: str(identity)[:12], right=False),
@@ -103,7 +103,7 @@ _MADE = (
 )
 _SIZES = (
     Column("bytes", "size", bytes_text),
-    Column("bits_per_value", "b/v", lambda bits: f"{bits:.3f}"),
+    Column("bits_per_value", "b/v", lambda bits: f"{bits:.2f}"),
 )
 _QUALITY = tuple(Column(name, title, human=f"{name}_text") for name, title in _METRICS.items())
 _ERRORS = tuple(Column(f"{name}_se", "") for name in _METRICS)
