@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tolkit_cli._command import command
@@ -35,8 +36,12 @@ from tolkit_cli._eval_report import require_writable, show_result, write_reports
 from tolkit_cli._options import BatchTokensOption, DeviceOption
 from tolkit_cli._output import Output
 
+
 if TYPE_CHECKING:
-    pass
+    from tolkit.data import Tokenizer
+    from tolkit.evaluate import EvalResult, Windows
+    from tolkit.evaluate.tasks import TaskData
+    from tolkit.tables import Runnable
 
 __all__ = ["evaluate"]
 
@@ -91,7 +96,6 @@ def evaluate(
     tolkit_cli.main eval ...
     """
     from tolkit import ranks
-    from tolkit.errors import UsageError
     from tolkit.evaluate import (
         append_quality,
         check_gates,
@@ -102,13 +106,9 @@ def evaluate(
         quality_record,
         require_gate_partners,
         require_gates,
-        without_text,
     )
-    from tolkit.evaluate import evaluate as measure
     from tolkit.evaluate.adjust import scaled
-    from tolkit.evaluate.combine import with_harness, with_tasks
-    from tolkit.evaluate.lm_eval import run_lm_eval
-    from tolkit.evaluate.tasks import evaluate_tasks, find_tasks
+    from tolkit.evaluate.tasks import find_tasks
     from tolkit.evaluate.windows import no_windows, windows_of
     from tolkit.tables import load_runnable, require_partners
     from tolkit_formats.errors import NonFiniteError
@@ -117,12 +117,7 @@ def evaluate(
         out.mute()
     reports = {"--json-out": json_out, "--junit": junit, "--markdown": markdown}
     require_writable(reports, force)
-    if not (data or tasks or lm_eval):
-        raise UsageError("eval: nothing to measure", hint="give --data, --tasks or --lm-eval")
-    if tasks and task_data is None:
-        raise UsageError("--tasks: needs their files", hint="give --task-data DIR")
-    if lm_eval and (alpha != 1 or ranks.world_size() > 1):
-        raise UsageError("--lm-eval: runs one process, with the tables as they are")
+    _require_sense(data, tasks, task_data, lm_eval, alpha)
     conditions = [parse_gate(text) for text in gate or []]
     conditions += load_gates(gates) if gates else []
     stored = load_baseline(baseline) if baseline else None
@@ -148,27 +143,12 @@ def evaluate(
     if stored is not None:
         before = stored.record_for(planned_setting(windows, partner.identity if partner else None))
 
-    where: dict[str, Any] = {"dtype": dtype, "device": device}
+    where = {"dtype": dtype, "device": device}
     how = {**where, "batch_tokens": batch_tokens, "tables": tables, "progress": progress}
-    label = str(model)
-    if data:
-        with out.timing("evaluate"):
-            (result,) = measure([candidate], partner, windows, labels=[label], **how)
-    else:
-        result = without_text(candidate, partner, windows, label=label, **where)
-    if items:
-        with out.timing("tasks"):
-            (of_tasks,) = evaluate_tasks(
-                [candidate], partner, items, labels=[label], window=window, **how
-            )
-        result = with_tasks(result, of_tasks)
+    result = _measured(out, candidate, partner, windows, items, str(model), window, where, how)
     if lm_eval:
-        names, options = _names(lm_eval), {"include_path": task_data, "limit": task_limit, **where}
-        with out.timing("lm_eval"):
-            ran = run_lm_eval(model, names, progress=progress, **options)
-            beside = reference and run_lm_eval(reference, names, progress=progress, **options)
-        out.record("outputs", lm_eval=ran.to_json())
-        result = with_harness(result, ran, beside or None)
+        options = {"include_path": task_data, "limit": task_limit, **where, "progress": progress}
+        result = _with_lm_eval(out, result, model, reference, _names(lm_eval), options)
 
     verdicts = check_gates(result, conditions, allow_undecided, stored)
     show_result(out, result, verdicts, before)
@@ -181,11 +161,78 @@ def evaluate(
     require_gates(verdicts)
 
 
+def _require_sense(
+    data: list[str] | None,
+    tasks: str | None,
+    task_data: Path | None,
+    lm_eval: str | None,
+    alpha: float,
+) -> None:
+    """UsageError for options that leave nothing to do, or do not go together."""
+    from tolkit import ranks
+    from tolkit.errors import UsageError
+
+    if not (data or tasks or lm_eval):
+        raise UsageError("eval: nothing to measure", hint="give --data, --tasks or --lm-eval")
+    if tasks and task_data is None:
+        raise UsageError("--tasks: needs their files", hint="give --task-data DIR")
+    if lm_eval and (alpha != 1 or ranks.world_size() > 1):
+        raise UsageError("--lm-eval: runs in one process, with the tables as they are")
+
+
+def _measured(
+    out: Output,
+    candidate: Runnable,
+    partner: Runnable | None,
+    windows: Windows,
+    items: list[TaskData],
+    label: str,
+    window: int | None,
+    where: dict[str, Any],
+    how: dict[str, Any],
+) -> EvalResult:
+    """Text and tasks, where there are any, in one result."""
+    from tolkit.evaluate import evaluate as measure
+    from tolkit.evaluate import without_text
+    from tolkit.evaluate.combine import with_tasks
+    from tolkit.evaluate.tasks import evaluate_tasks
+
+    if len(windows):
+        with out.timing("evaluate"):
+            (result,) = measure([candidate], partner, windows, labels=[label], **how)
+    else:
+        result = without_text(candidate, partner, windows, label=label, **where)
+    if not items:
+        return result
+    with out.timing("tasks"):
+        (found,) = evaluate_tasks([candidate], partner, items, labels=[label], window=window, **how)
+    return with_tasks(result, found)
+
+
+def _with_lm_eval(
+    out: Output,
+    result: EvalResult,
+    model: Path,
+    reference: Path | None,
+    names: list[str],
+    options: dict[str, Any],
+) -> EvalResult:
+    """The result with the harness's tasks, run on the model and on the reference."""
+    from tolkit.evaluate.combine import with_harness
+    from tolkit.evaluate.lm_eval import run_lm_eval
+
+    with out.timing("lm_eval"):
+        found = run_lm_eval(model, names, **options)
+        beside = None if reference is None else run_lm_eval(reference, names, **options)
+    out.record("outputs", lm_eval=found.to_json())
+    return with_harness(result, found, beside)
+
+
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _documents(data: Sequence[str], tokenizer: Any, limit_tokens: int | None) -> Any:
+def _documents(data: Sequence[str], tokenizer: Tokenizer, limit_tokens: int | None) -> Any:
     from tolkit.data import read_documents
     from tolkit.data.limit import limited
 

@@ -8,14 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tolkit_cli._command import command
+from tolkit_cli._eval_options import (
+    DtypeOption,
+    LimitOption,
+    PackedOption,
+    TaskDataOption,
+    TaskLimitOption,
+    TasksOption,
+    WindowOption,
+)
 from tolkit_cli._options import (
     INPUT,
     OUTPUT,
-    RESOURCES,
     TEXT_HELP,
     WHAT,
     BatchTokensOption,
-    ComputeDtype,
     DeviceOption,
     ThreadsOption,
     option,
@@ -92,41 +99,6 @@ ValuesOption = Annotated[
         help="Other points, separated by commas: alphas, codecs, rank cuts in %, layers (3-5,9), "
         "or pruning methods.",
     ),
-]
-WindowOption = Annotated[
-    int | None,
-    option(
-        WHAT, "--window", metavar="N", min=1, help="Tokens of a window. [default: the model's most]"
-    ),
-]
-PackedOption = Annotated[
-    bool, option(WHAT, "--packed", help="Join documents with <eos> before cutting windows.")
-]
-LimitOption = Annotated[
-    int | None,
-    option(WHAT, "--limit-tokens", metavar="N", min=1, help="Stop after about N tokens of text."),
-]
-DtypeOption = Annotated[
-    ComputeDtype,
-    option(RESOURCES, "--dtype", metavar="NAME", help="float32, bfloat16 or float16."),
-]
-TasksOption = Annotated[
-    str | None,
-    option(
-        WHAT,
-        "--tasks",
-        metavar="LIST",
-        help="Score tasks as well, separated by commas: lambada, siqa, arc_easy, hellaswag, "
-        "winogrande, boolq, piqa, openbookqa, wikitext.",
-    ),
-]
-TaskDataOption = Annotated[
-    Path | None,
-    option(INPUT, "--task-data", metavar="DIR", help="Their files, in DIR/TASK/."),
-]
-TaskLimitOption = Annotated[
-    int | None,
-    option(WHAT, "--task-limit", metavar="N", min=1, help="Only the first N items of each task."),
 ]
 KeepOption = Annotated[
     bool, option(OUTPUT, "--keep", help="bits, rank: keep the bundles, in DIR/bundles.")
