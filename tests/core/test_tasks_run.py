@@ -20,6 +20,7 @@ from tolkit.evaluate.tasks import (
     TASKS,
     Item,
     Outcome,
+    Page,
     TaskData,
     TaskResult,
     change_metrics,
@@ -28,6 +29,8 @@ from tolkit.evaluate.tasks import (
     load_task,
     task_metrics,
 )
+from tolkit.evaluate.tasks.outcomes import outcomes_of
+from tolkit.evaluate.tasks.requests import requests_of
 from tolkit.model import Decoder
 from tolkit.progress import SilentProgress
 
@@ -168,6 +171,18 @@ def test_choices_of_equal_text_are_equally_likely_and_the_first_is_taken(
     (outcome,) = result.outcomes
     assert outcome.log_likelihoods[0] == outcome.log_likelihoods[2] == outcome.log_likelihoods[4]
     assert outcome.choice not in (2, 4) and outcome.choice_norm not in (2, 4)
+
+
+def test_outcomes_of_words_and_pages() -> None:
+    """A word counts when all its tokens do; a page sums its windows, sizes by what is scored."""
+    items = [Item("f", (("a", "bcd"),)), Item("g", (("a", "bc"),)), Page("p", "stuvwxyz", 4, 8)]
+    requests = requests_of(items, pico_tokenizer(), 3, None)
+    assert [w.scored for w in requests.windows] == [3, 2, 3, 3, 1]
+    nll_W, greedy_W = np.array([1.0, 2.0, 3.0, 4.0, 5.0]), np.array([2.0, 2.0, 3.0, 3.0, 1.0])
+    partly, wholly, page = outcomes_of(items, requests, nll_W, greedy_W)
+    assert partly == Outcome((-1.0,), greedy=False)
+    assert wholly == Outcome((-2.0,), greedy=True)
+    assert page == Outcome((-12.0,), n_words=3.5, n_bytes=7.0)
 
 
 # Metrics.
