@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from _eval_fakes import FakeRunnable, NoisyRows, pico_tokenizer
-from _pico import pico_model
+from _pico import pico_checkpoint, pico_model
 from _task_rows import ROWS, write_rows
 
+from tolkit.build import build
+from tolkit.compress import CompressSpec, compress
 from tolkit.errors import MismatchError, ResourceError, UsageError
 from tolkit.evaluate.tasks import (
     TASKS,
@@ -33,6 +35,7 @@ from tolkit.evaluate.tasks.outcomes import outcomes_of
 from tolkit.evaluate.tasks.requests import requests_of
 from tolkit.model import Decoder
 from tolkit.progress import SilentProgress
+from tolkit.tables import load_runnable
 
 ACC = ("acc", "acc_norm")
 PAGE = ("ppl_word", "ppl_byte", "bits_per_byte")
@@ -318,6 +321,23 @@ def test_one_outcome_that_is_no_number_spoils_every_metric() -> None:
         metrics |= change_metrics(names, outcomes, [*outcomes[:-1], stored])
         for name, metric in metrics.items():
             assert math.isnan(metric.value) and math.isnan(metric.se), name
+
+
+def test_a_bundle_beside_its_checkpoint(tmp_path: Path, tasks: list[TaskData]) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "c", max_position_embeddings=256)
+    build(checkpoint, tmp_path / "full.tol", dtype="f32", progress=SilentProgress())
+    compress(checkpoint, tmp_path / "2.tol", CompressSpec(rank="2"), progress=SilentProgress())
+    full, small = load_runnable(tmp_path / "full.tol"), load_runnable(tmp_path / "2.tol")
+    exact, lossy = run([full, small], load_runnable(checkpoint), tasks)
+    for of_full, of_small in zip(exact, lossy, strict=True):
+        assert of_full.problems == of_small.problems == ()
+        for name in TASKS[of_full.task].metrics:
+            value = of_full.metrics[name].value
+            assert of_full.reference_metrics[name].value == pytest.approx(value, rel=1e-4)
+        if "choice_agreement" in of_full.metrics:
+            assert of_full.metrics["choice_agreement"].value == 1.0
+        assert of_small.outcomes != of_small.reference_outcomes
+    assert any(r.metrics["choice_agreement"].value < 1 for r in lossy[:-1])
 
 
 # Models that say nothing, and what does not belong together.
