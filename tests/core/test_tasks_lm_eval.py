@@ -51,7 +51,7 @@ def test_equal_to_the_harness(tmp_path: Path, kind: str) -> None:
     path = pico_checkpoint(tmp_path / kind, architecture, max_position_embeddings=256)
     if kind == "bundle":
         checkpoint, path = path, tmp_path / "small.tol"
-        compress(checkpoint, path, CompressSpec(bits=4), progress=SilentProgress())
+        compress(checkpoint, path, CompressSpec(codec="nf4"), progress=SilentProgress())
     found = compare(
         load_runnable(path),
         transformers_model(kind, path),
