@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import Any
 
-from tolkit.evaluate import Conditions, EvalResult, Metric
+import numpy as np
+
+from tolkit.evaluate import Conditions, EvalResult, Metric, WindowSums, quality_record
+from tolkit.evaluate.estimates import ratio_estimate
+from tolkit.evaluate.metrics import Tally, TextSizes, perplexity_metrics
+from tolkit.evaluate.result import metric_of
+from tolkit.quality_log import QualityRecord, parse_record
 
 CONDITIONS = Conditions(
     text_digest="a" * 64,
@@ -54,3 +62,52 @@ def made(**changes: Any) -> EvalResult:
 
 def with_metric(name: str, metric: Metric) -> EvalResult:
     return made(metrics={**METRICS, name: metric})
+
+
+def windowed(
+    windows: int, *, seed: int, worse: float = 0.0, divergence: float = 0.001
+) -> EvalResult:
+    """A result with window sums, whose metrics follow from them.
+
+    Results of equal `windows` are of one text: window sizes and difficulty are the same, `seed`
+    draws how the model did. worse: nats a token above the text's own difficulty.
+    """
+    text = np.random.default_rng(windows + 1)
+    tokens_W = text.integers(100, 257, windows).astype(float)
+    hard_W = text.normal(4.0, 0.5, windows)
+    model = np.random.default_rng([windows, seed])
+    nll_W = tokens_W * (hard_W + worse + model.normal(0, 0.01, windows))
+    sums = WindowSums(
+        tokens_W=tokens_W,
+        words_W=tokens_W * 0.8,
+        bytes_W=tokens_W * 4.5,
+        nll_W=nll_W,
+        reference_nll_W=tokens_W * hard_W,
+        kl_W=tokens_W * divergence * model.uniform(0.5, 1.5, windows),
+        agreeing_W=np.floor(tokens_W * model.uniform(0.95, 1.0, windows)),
+    )
+    size = int(tokens_W.sum())
+    tallies = [Tally(windows), Tally(windows)]
+    tallies[0].nll_W, tallies[1].nll_W = nll_W, sums.reference_nll_W
+    sizes = TextSizes(sums.tokens_W, sums.words_W, sums.bytes_W)
+    increase = ratio_estimate(nll_W - sums.reference_nll_W, tokens_W).exponential(minus=1.0)
+    metrics = {
+        **METRICS,
+        **perplexity_metrics(tallies[0], sizes),
+        "ppl_increase": metric_of(increase, size),
+        "kl_mean_nats": metric_of(ratio_estimate(sums.kl_W, tokens_W), size),
+        "top1_agreement": metric_of(ratio_estimate(sums.agreeing_W, tokens_W), size),
+    }
+    return made(
+        metrics=metrics,
+        reference_metrics=perplexity_metrics(tallies[1], sizes),
+        windows=sums,
+        conditions=replace(CONDITIONS, n_windows=windows, n_tokens=size),
+    )
+
+
+def recorded(result: EvalResult) -> QualityRecord:
+    """What a later run reads of a result's record."""
+    record = parse_record(json.dumps(quality_record(result)).encode(), "quality.jsonl:1")
+    assert record is not None
+    return record

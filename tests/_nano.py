@@ -310,7 +310,7 @@ def edit_record(path: Path, slot: int, change: Callable[[bytearray], object]) ->
     start = 8 + struct.unpack("<Q", data[:8])[0] + slot * tier["stride"]
     record = data[start : start + tier["stride"]]
     change(record)
-    record[-4:] = struct.pack("<I", zlib.crc32(record[:-4]))
+    record[-4:] = struct.pack("<I", zlib.crc32(record[:-4], zlib.crc32(struct.pack("<I", slot))))
     data[start : start + tier["stride"]] = record
     shard.write_bytes(data)
 

@@ -76,6 +76,7 @@ class Output:
         self._quiet_value: object = None
         self._started_s = time.perf_counter()
         self._stdout_closed = False
+        self._muted = False
         self._wrote = False
         self.configure(command, mode, quiet)
 
@@ -84,6 +85,11 @@ class Output:
         self.command = command
         self.mode = mode or ("human" if self.stdout.isatty() else "plain")
         self.quiet = quiet
+
+    def mute(self) -> None:
+        """Say nothing but errors: another process of the same job reports."""
+        self.quiet = True
+        self._muted = True
 
     def progress(self) -> CliProgress:
         """A progress drawing for library calls: bars on a terminal, lines elsewhere."""
@@ -158,7 +164,8 @@ class Output:
         """Something that does not stop the work but matters to the result."""
         if message not in self._warnings:
             self._warnings.append(message)
-            self._error_line(f"warning: {message}")
+            if not self._muted:
+                self._error_line(f"warning: {message}")
 
     def hint(self, message: str) -> None:
         """What to do next; silent under -q."""
@@ -227,7 +234,7 @@ class Output:
             pass
 
     def _write(self, text: str) -> None:
-        if self._stdout_closed or not text:
+        if self._stdout_closed or self._muted or not text:
             return
         self._wrote = True
         try:

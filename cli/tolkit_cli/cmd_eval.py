@@ -1,116 +1,44 @@
-"""`tol eval`: perplexity, divergence from a reference, gates."""
+"""`tol eval`: perplexity, divergence from a reference, tasks, gates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from tolkit_cli._command import command
-from tolkit_cli._options import (
-    INPUT,
-    OUTPUT,
-    RESOURCES,
-    TEXT_HELP,
-    WHAT,
-    BatchTokensOption,
-    ComputeDtype,
-    DeviceOption,
-    option,
+from tolkit_cli._eval_options import (
+    AlphaOption,
+    BaselineOption,
+    DataOption,
+    DtypeOption,
+    ForceReportsOption,
+    GateOption,
+    GatesOption,
+    HarnessOption,
+    JsonOutOption,
+    JunitOption,
+    LimitOption,
+    MarkdownOption,
+    ModelArgument,
+    OtherReferenceOption,
+    PackedOption,
+    PrefixOption,
+    ReferenceOption,
+    TablesOption,
+    TaskDataOption,
+    TaskLimitOption,
+    TasksOption,
+    UndecidedOption,
+    WindowOption,
 )
-from tolkit_cli._output import Column, Output
-from tolkit_cli._units import number_text, percent_text
+from tolkit_cli._eval_report import require_writable, show_result, write_reports
+from tolkit_cli._options import BatchTokensOption, DeviceOption
+from tolkit_cli._output import Output
 
 if TYPE_CHECKING:
-    from tolkit.evaluate import EvalResult, GateVerdict, Metric
+    pass
 
 __all__ = ["evaluate"]
-
-ModelArgument = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MODEL", help="A bundle (NAME.tol) or a checkpoint folder.", rich_help_panel=INPUT
-    ),
-]
-DataOption = Annotated[
-    list[str], option(INPUT, "--data", metavar="TEXT", help=f"{TEXT_HELP} Repeatable.")
-]
-ReferenceOption = Annotated[
-    Path | None,
-    option(
-        INPUT,
-        "--reference",
-        metavar="MODEL",
-        help="Compare with this checkpoint (its FFN path) or bundle. Without it: perplexity only.",
-    ),
-]
-OtherReferenceOption = Annotated[
-    bool,
-    option(INPUT, "--other-reference", help="Allow a reference the tables were not built from."),
-]
-GateOption = Annotated[
-    list[str] | None,
-    option(
-        WHAT,
-        "--gate",
-        metavar="COND",
-        help="Condition to meet: ppl_increase<=0.5%, kl_mean<=0.01, top1_agreement>=97%, "
-        "bytes<=1.6GB. Repeatable.",
-    ),
-]
-GatesOption = Annotated[
-    Path | None, option(WHAT, "--gates", metavar="FILE", help="Conditions in TOML.")
-]
-UndecidedOption = Annotated[
-    bool,
-    option(
-        WHAT, "--allow-undecided", help="A gate inside the measurement's error passes, not fails."
-    ),
-]
-WindowOption = Annotated[
-    int | None,
-    option(
-        WHAT, "--window", metavar="N", min=1, help="Tokens of a window. [default: the model's most]"
-    ),
-]
-PackedOption = Annotated[
-    bool, option(WHAT, "--packed", help="Join documents with <eos> before cutting windows.")
-]
-LimitOption = Annotated[
-    int | None,
-    option(WHAT, "--limit-tokens", metavar="N", min=1, help="Stop after about N tokens of text."),
-]
-DtypeOption = Annotated[
-    ComputeDtype,
-    option(
-        RESOURCES,
-        "--dtype",
-        metavar="NAME",
-        help="float32, bfloat16 or float16; below float32 its noise floor is reported.",
-    ),
-]
-JsonOutOption = Annotated[
-    Path | None, option(OUTPUT, "--json-out", metavar="FILE", help="Also write the JSON report.")
-]
-JunitOption = Annotated[
-    Path | None, option(OUTPUT, "--junit", metavar="FILE", help="Also write JUnit XML.")
-]
-ForceReportsOption = Annotated[
-    bool, option(OUTPUT, "--force", help="Replace report files that exist.")
-]
-MarkdownOption = Annotated[
-    Path | None, option(OUTPUT, "--markdown", metavar="FILE", help="Also write Markdown.")
-]
-
-_COLUMNS = (
-    Column("metric", "metric", right=False),
-    Column("value", "value", human="value_text"),
-    Column("se", "+/- s.e.", human="se_text"),
-    Column("reference", "reference", human="reference_text"),
-    Column("n", "n", lambda n: f"{n:,}"),
-)
 
 
 @command(
@@ -125,172 +53,141 @@ _COLUMNS = (
 def evaluate(
     out: Output,
     model: ModelArgument,
-    data: DataOption,
+    data: DataOption = None,
     reference: ReferenceOption = None,
     other_reference: OtherReferenceOption = False,
+    baseline: BaselineOption = None,
+    task_data: TaskDataOption = None,
+    tasks: TasksOption = None,
+    task_limit: TaskLimitOption = None,
+    lm_eval: HarnessOption = None,
+    alpha: AlphaOption = 1.0,
     gate: GateOption = None,
     gates: GatesOption = None,
     allow_undecided: UndecidedOption = False,
     window: WindowOption = None,
     packed: PackedOption = False,
+    prefix: PrefixOption = "eos",
     limit_tokens: LimitOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = "float32",
     batch_tokens: BatchTokensOption = None,
+    tables: TablesOption = "auto",
     json_out: JsonOutOption = None,
     junit: JunitOption = None,
     markdown: MarkdownOption = None,
     force: ForceReportsOption = False,
 ) -> None:
-    """Measure perplexity and divergence; fail on a gate.
+    """Measure perplexity, divergence and tasks; fail on a gate.
 
     Reads text and scores every token once: perplexity, and with --reference the KL divergence
     from it, top-1 agreement and the change of perplexity, each with a standard error over
-    windows. Appends a record to the bundle's quality.jsonl; changes nothing else.
+    windows. --tasks adds the accuracy of tasks, equal to lm-evaluation-harness'. Appends a
+    record to the bundle's quality.jsonl; changes nothing else.
 
     Gates compare unrounded with the 95 % interval: exit code 3 when one fails or cannot be
     decided. Takes about one forward pass per model; a small model reads thousands of tokens a
-    second on a CPU.
+    second on a CPU. Several processes share the text: torchrun --nproc-per-node N -m
+    tolkit_cli.main eval ...
     """
-    from tolkit.data import read_documents
-    from tolkit.data.limit import limited
+    from tolkit import ranks
+    from tolkit.errors import UsageError
     from tolkit.evaluate import (
         append_quality,
         check_gates,
+        load_baseline,
         load_gates,
         parse_gate,
+        planned_setting,
         quality_record,
+        require_gate_partners,
         require_gates,
-        windows_of,
+        without_text,
     )
     from tolkit.evaluate import evaluate as measure
+    from tolkit.evaluate.adjust import scaled
+    from tolkit.evaluate.combine import with_harness, with_tasks
+    from tolkit.evaluate.lm_eval import run_lm_eval
+    from tolkit.evaluate.tasks import evaluate_tasks, find_tasks
+    from tolkit.evaluate.windows import no_windows, windows_of
     from tolkit.tables import load_runnable, require_partners
     from tolkit_formats.errors import NonFiniteError
 
+    if ranks.rank() > 0:
+        out.mute()
     reports = {"--json-out": json_out, "--junit": junit, "--markdown": markdown}
-    _require_writable(reports, force)
+    require_writable(reports, force)
+    if not (data or tasks or lm_eval):
+        raise UsageError("eval: nothing to measure", hint="give --data, --tasks or --lm-eval")
+    if tasks and task_data is None:
+        raise UsageError("--tasks: needs their files", hint="give --task-data DIR")
+    if lm_eval and (alpha != 1 or ranks.world_size() > 1):
+        raise UsageError("--lm-eval: runs one process, with the tables as they are")
     conditions = [parse_gate(text) for text in gate or []]
     conditions += load_gates(gates) if gates else []
+    stored = load_baseline(baseline) if baseline else None
+    require_gate_partners(conditions, baseline=stored, reference=reference is not None)
+    items = find_tasks(_names(tasks), task_data, task_limit) if tasks and task_data else []
     progress = out.progress()
-    out.record("inputs", model=model, reference=reference, data=data)
+    out.record("inputs", model=model, reference=reference, data=data, baseline=baseline)
+    out.record("inputs", tasks=[str(task.path) for task in items], lm_eval=lm_eval, alpha=alpha)
     with out.timing("load"):
         candidate = load_runnable(model)
         partner = load_runnable(reference) if reference else None
     if partner and candidate.kind == "bundle" and not other_reference:
         require_partners(candidate, partner)
+    if alpha != 1:
+        candidate = scaled(candidate, alpha)
     with out.timing("text"):
-        documents = read_documents(data)
-        if limit_tokens is not None:
-            documents = limited(documents, candidate.tokenizer, limit_tokens)
         length = window or candidate.model.config.max_position_embeddings
-        windows = windows_of(documents, candidate.tokenizer, length, packed)
-    with out.timing("evaluate"):
-        (result,) = measure(
-            [candidate],
-            partner,
-            windows,
-            dtype=dtype,
-            device=device,
-            batch_tokens=batch_tokens,
-            progress=progress,
-            labels=[str(model)],
-        )
-    verdicts = check_gates(result, conditions, allow_undecided)
-    _show(out, result, verdicts)
-    _write_reports(out, result, verdicts, reports)
-    if candidate.kind == "bundle":
-        append_quality(model, quality_record(result, verdicts), progress)
-    require_gates(verdicts)
-    if result.problems:
-        raise NonFiniteError(result.problems[0], hint=f"run: tol verify {model}")
+        windows = no_windows(candidate.tokenizer, length)
+        if data:
+            documents = _documents(data, candidate.tokenizer, limit_tokens)
+            windows = windows_of(documents, candidate.tokenizer, length, packed, prefix)
+    before = None
+    if stored is not None:
+        before = stored.record_for(planned_setting(windows, partner.identity if partner else None))
 
-
-def _show(out: Output, result: EvalResult, verdicts: list[GateVerdict]) -> None:
-    """The result in every mode: conditions, metrics, verdicts."""
-    from tolkit.evaluate import METRIC_NAMES, to_json
-
-    ran = result.conditions
-    text = f"{ran.n_tokens:,} tokens in {ran.n_windows:,} windows of {ran.window_length}"
-    out.field("metrics", "identity", result.identity, "model", result.identity[:16])
-    out.field("metrics", "tokens", ran.n_tokens, "text", text)
-    out.field("metrics", "device", ran.device, text=f"{ran.device}, {ran.dtype}")
-    for problem in result.problems:
-        out.warn(problem)
-    if result.noise_floor is not None:
-        floor = result.noise_floor
-        out.text(f"{'noise floor':<20}  KL {floor.value:.2e} +/- {floor.se:.1e} nats")
-    out.text()
-    partners = result.reference_metrics
-    rows = [
-        _row(name, result.metrics[name], partners.get(name))
-        for name in METRIC_NAMES
-        if name in result.metrics
-    ]
-    out.table("table", _COLUMNS, rows, in_json=False)
-    report = to_json(result, verdicts)
-    out.record("metrics", **report["metrics"], bytes=report["bytes"])
-    out.record("metrics", bits_per_value=report["bits_per_value"])
-    for verdict, facts in zip(verdicts, report["gates"], strict=True):
-        out.threshold(facts)
-        out.text(verdict.message)
-    headline = result.metrics.get("ppl_increase") or result.metrics["ppl_token"]
-    out.quiet_value(headline.value)
-
-
-def _row(name: str, metric: Metric, partner: Metric | None) -> dict[str, Any]:
-    return {
-        "metric": name,
-        "value": metric.value,
-        "value_text": _shown(name, metric.value),
-        "se": metric.se,
-        "se_text": _shown(name, metric.se).lstrip("+"),
-        "reference": partner.value if partner else None,
-        "reference_text": _shown(name, partner.value) if partner else "",
-        "n": metric.n,
-    }
-
-
-def _shown(name: str, value: float) -> str:
-    if name in ("ppl_increase", "top1_agreement"):
-        return percent_text(value, signed=name == "ppl_increase")
-    return number_text(value)
-
-
-def _require_writable(reports: Mapping[str, Path | None], force: bool) -> None:
-    """Said before the work, not after it: a report that has no folder or is already there."""
-    from tolkit.errors import OutputExistsError, UsageError
-
-    for name, path in reports.items():
-        if path is None:
-            continue
-        if not path.parent.is_dir():
-            raise UsageError(f"{name}: {path.parent}: no such folder")
-        if path.exists() and not force:
-            raise OutputExistsError(
-                f"{path}: already exists", hint="choose another name, or add --force"
+    where: dict[str, Any] = {"dtype": dtype, "device": device}
+    how = {**where, "batch_tokens": batch_tokens, "tables": tables, "progress": progress}
+    label = str(model)
+    if data:
+        with out.timing("evaluate"):
+            (result,) = measure([candidate], partner, windows, labels=[label], **how)
+    else:
+        result = without_text(candidate, partner, windows, label=label, **where)
+    if items:
+        with out.timing("tasks"):
+            (of_tasks,) = evaluate_tasks(
+                [candidate], partner, items, labels=[label], window=window, **how
             )
+        result = with_tasks(result, of_tasks)
+    if lm_eval:
+        names, options = _names(lm_eval), {"include_path": task_data, "limit": task_limit, **where}
+        with out.timing("lm_eval"):
+            ran = run_lm_eval(model, names, progress=progress, **options)
+            beside = reference and run_lm_eval(reference, names, progress=progress, **options)
+        out.record("outputs", lm_eval=ran.to_json())
+        result = with_harness(result, ran, beside or None)
+
+    verdicts = check_gates(result, conditions, allow_undecided, stored)
+    show_result(out, result, verdicts, before)
+    if ranks.rank() == 0:
+        write_reports(out, result, verdicts, before, reports)
+        if candidate.kind == "bundle" and alpha == 1:
+            append_quality(model, quality_record(result, verdicts), progress)
+    if result.problems:  # before the gates: broken numbers are no verdict on quality
+        raise NonFiniteError(result.problems[0], hint=f"run: tol verify {model}")
+    require_gates(verdicts)
 
 
-def _write_reports(
-    out: Output,
-    result: EvalResult,
-    verdicts: list[GateVerdict],
-    reports: Mapping[str, Path | None],
-) -> None:
-    """The files asked for, and the summary page of a CI step where there is one."""
-    import json
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
-    from tolkit.evaluate import append_step_summary, to_json, to_junit, to_markdown
-    from tolkit_formats.files import write_atomic
 
-    summary = to_markdown(result, verdicts)
-    texts = {
-        "--json-out": json.dumps(to_json(result, verdicts), indent=2, allow_nan=False) + "\n",
-        "--junit": to_junit(result, verdicts),
-        "--markdown": summary,
-    }
-    for name, path in reports.items():
-        if path is not None:
-            write_atomic(path, texts[name].encode())
-            out.record("outputs", **{name[2:].replace("-", "_"): path})
-    append_step_summary(summary)
+def _documents(data: Sequence[str], tokenizer: Any, limit_tokens: int | None) -> Any:
+    from tolkit.data import read_documents
+    from tolkit.data.limit import limited
+
+    documents = read_documents(data)
+    return documents if limit_tokens is None else limited(documents, tokenizer, limit_tokens)

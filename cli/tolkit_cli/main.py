@@ -22,7 +22,9 @@ from tolkit_cli import (
     cmd_diff,
     cmd_drop_layers,
     cmd_eval,
+    cmd_history,
     cmd_inspect,
+    cmd_study,
     cmd_train,
     cmd_verify,
 )
@@ -41,8 +43,10 @@ COMMANDS: tuple[Registered, ...] = (
     cmd_compress.compress,
     cmd_drop_layers.drop_layers,
     cmd_eval.evaluate,
+    cmd_study.study,
     cmd_verify.verify,
     cmd_inspect.inspect,
+    cmd_history.history,
     cmd_diff.diff,
 )
 

@@ -1,6 +1,6 @@
 """Where a token's bytes lie: planes within a record, records within shards (SPEC section 4).
 
-record = planes in layer order, each [scales][codes] | zero padding | CRC-32 of all before it.
+record = planes in layer order, each [scales][codes] | zero padding | CRC-32 of slot and rest.
 Letters: N rows, S stride in bytes.
 """
 
@@ -90,17 +90,29 @@ def lay_out(
     return Tier(index, first_slot, num_rows, stride, blocks * BLOCK_ROWS, tuple(planes))
 
 
-def crc_of_records(records_NS: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint32]:
-    """CRC-32 (zlib's) of each record without its last four bytes."""
+def crc_of_records(
+    records_NS: npt.NDArray[np.uint8], slots_N: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """CRC-32 (zlib's) of each record's slot, as four bytes, and the record without its last four.
+
+    With the slot in it, a record in the place of another one is noticed.
+    """
     body = records_NS.shape[1] - CRC_BYTES
     return np.fromiter(
-        (zlib.crc32(row[:body]) for row in np.ascontiguousarray(records_NS)),
+        (
+            zlib.crc32(row[:body], zlib.crc32(slot.to_bytes(4, "little")))
+            for row, slot in zip(np.ascontiguousarray(records_NS), slots_N.tolist(), strict=True)
+        ),
         np.uint32,
         len(records_NS),
     )
 
 
-def seal_records(records_NS: npt.NDArray[np.uint8]) -> None:
-    """Write each record's CRC into its last four bytes (little-endian), in place."""
-    crc = crc_of_records(records_NS).astype("<u4")
+def seal_records(records_NS: npt.NDArray[np.uint8], first_slot: int) -> None:
+    """Write the CRC of records first_slot, first_slot + 1 .. into their last four bytes, in place.
+
+    Little-endian.
+    """
+    slots_N = np.arange(first_slot, first_slot + len(records_NS), dtype=np.int64)
+    crc = crc_of_records(records_NS, slots_N).astype("<u4")
     records_NS[:, -CRC_BYTES:] = crc.view(np.uint8).reshape(-1, CRC_BYTES)

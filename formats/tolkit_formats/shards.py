@@ -67,7 +67,7 @@ class RecordShards:
                 first = shard * tier.rows_per_shard
                 records[here] = self._shards[tier.index, shard].take(rows[here] - first, axis=0)
         if self._check_crc:
-            self._check_first_touch(slots, records)
+            self._check_first_touch(tier, slots, records)
             for shard in touched:
                 self._check_shard(tier, shard)
         return records
@@ -80,7 +80,7 @@ class RecordShards:
         records = self.unchecked_run(tier, first, stop)
         if self._check_crc:
             slots = np.arange(first, stop, dtype=np.int64) + tier.first_slot
-            self._check_first_touch(slots, records)
+            self._check_first_touch(tier, slots, records)
             self._check_shard(tier, first // tier.rows_per_shard)
         return records
 
@@ -103,7 +103,7 @@ class RecordShards:
     def _check_shard(self, tier: Tier, shard: int) -> None:
         """Once a shard: its first and last block are the ones this bundle was published with.
 
-        A record's CRC says nothing of whose record it is.
+        A record's CRC says which slot it is for, but not of which bundle.
         """
         if (tier.index, shard) in self._known:
             return
@@ -120,17 +120,19 @@ class RecordShards:
         self._known.add((tier.index, shard))
 
     def _check_first_touch(
-        self, slots: npt.NDArray[np.int64], records: npt.NDArray[np.uint8]
+        self, tier: Tier, slots: npt.NDArray[np.int64], records: npt.NDArray[np.uint8]
     ) -> None:
         fresh = ~self._seen_V[slots]
         if not fresh.any():
             return
         stored = np.ascontiguousarray(records[fresh, -4:]).view("<u4").reshape(-1)
-        wrong = crc_of_records(records[fresh]) != stored
+        wrong = crc_of_records(records[fresh], slots[fresh]) != stored
         if wrong.any():
             slot = int(slots[fresh][wrong][0])
+            name = tier.shard_name((slot - tier.first_slot) // tier.rows_per_shard)
             raise BundleError(
-                f"{self._path}: record in slot {slot} does not match its CRC-32: damaged",
+                f"{self._path}/tables/{name}: record in slot {slot} does not match its CRC-32: "
+                "damaged",
                 hint=f"run: tol verify {self._path}",
             )
         self._seen_V[slots] = True

@@ -113,9 +113,10 @@ def _check_records(bundle: Bundle) -> int:
             records = bundle.shards.unchecked_run(tier, first, stop)
             where = f"{bundle.path}/tables/{tier.shard_name(first // tier.rows_per_shard)}"
             stored = np.ascontiguousarray(records[:, -4:]).view("<u4").reshape(-1)
-            wrong = crc_of_records(records) != stored
+            slots = np.arange(first, stop, dtype=np.int64) + tier.first_slot
+            wrong = crc_of_records(records, slots) != stored
             if wrong.any():
-                slot = tier.first_slot + first + int(wrong.argmax())
+                slot = int(slots[wrong.argmax()])
                 raise BundleError(f"{where}: record in slot {slot} does not match its CRC-32")
             if records[:, tier.payload_bytes : -4].any():
                 raise BundleError(f"{where}: padding before a CRC is not zero")

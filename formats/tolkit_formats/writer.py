@@ -279,13 +279,15 @@ class ShardWriter:
         self._bundle, self._tier, self._shard = bundle, tier, shard
         self._path = bundle.folder / "tables" / tier.shard_name(shard)
         self._temporary = self._path.with_name(f".{self._path.name}.tmp")
+        self._next_slot = tier.first_slot + shard * tier.rows_per_shard
         shape = (tier.shard_rows(shard), tier.stride)
         self._stream = TensorStream(self._temporary, [("records", "U8", shape)])
 
     def write(self, records_NS: npt.NDArray[np.uint8]) -> None:
         """Append records: planes in place, zeros behind them. Their CRC is filled in here."""
         assert records_NS.shape[1] == self._tier.stride, records_NS.shape
-        seal_records(records_NS)
+        seal_records(records_NS, self._next_slot)
+        self._next_slot += len(records_NS)
         self._stream.write(records_NS)
 
     def __enter__(self) -> ShardWriter:

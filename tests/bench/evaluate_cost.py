@@ -78,8 +78,8 @@ def zipf_windows() -> Windows:
     weights = 1 / np.arange(1, VOCABULARY + 1)
     rng = np.random.default_rng(0)
     ids = rng.choice(VOCABULARY, (WINDOWS, LENGTH + 1), p=weights / weights.sum())
-    items = tuple(Window(row.astype(np.int32), LENGTH, 4.0 * LENGTH, LENGTH, 0) for row in ids)
-    return Windows(items, LENGTH, True, None, "0" * 64, StubTokenizer.digest, 1, ("random",))
+    items = [Window(row.astype(np.int32), LENGTH, 4.0 * LENGTH, LENGTH, 0) for row in ids]
+    return Windows.of(items, length=LENGTH, tokenizer_digest=StubTokenizer.digest, packed=True)
 
 
 def whole_pass(rounds: int) -> None:

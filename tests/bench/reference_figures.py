@@ -107,16 +107,7 @@ def slices(shared: Path, tokenizer: Tokenizer) -> list[Windows]:
             part = ids[first : first + LENGTH + 1]
             items.append(Window(part, LENGTH, 1.0, 1.0, 0))
         result.append(
-            Windows(
-                items=tuple(items),
-                length=LENGTH,
-                packed=True,
-                prefix_id=None,
-                text_digest="0" * 64,
-                tokenizer_digest=tokenizer.digest,
-                n_documents=1,
-                document_names=("novels.valid",),
-            )
+            Windows.of(items, length=LENGTH, tokenizer_digest=tokenizer.digest, packed=True)
         )
     return result
 

@@ -117,7 +117,7 @@ def test_candidates_together_give_what_each_gives_alone_and_the_reference_runs_o
     windows = windows_of(documents_of(120, 40), reference.tokenizer, 12)
     together = run([first, second, dropped], reference, windows, batch_tokens=48)
     calls = reference.rows.calls
-    assert calls == len(batches(windows, range(len(windows)), 48)) > 2
+    assert calls == len(batches(windows.lengths_W, range(len(windows)), 48)) > 2
     for result, candidate in zip(together, [first, second, dropped], strict=True):
         (alone,) = run([candidate], reference, windows, batch_tokens=48)
         assert alone.metrics == result.metrics
@@ -158,7 +158,7 @@ def test_a_dense_checkpoint_is_evaluated_too() -> None:
 def test_batches_hold_every_window_once_longest_first_within_the_limit() -> None:
     windows = windows_of(documents_of(100, 3, 50, 7, 1), pico_tokenizer(), 16)
     for limit in (1, 16, 40, 10_000):
-        made = batches(windows, range(len(windows)), limit)
+        made = batches(windows.lengths_W, range(len(windows)), limit)
         assert sorted(i for batch in made for i in batch) == list(range(len(windows)))
         lengths = [len(windows[i].ids) - 1 for batch in made for i in batch]
         assert lengths == sorted(lengths, reverse=True)
@@ -288,7 +288,8 @@ def test_bad_calls_are_refused() -> None:
     reference, candidate = pico_pair()
     windows = windows_of(documents_of(40), reference.tokenizer, 16)
     with pytest.raises(DataError, match="no windows"):
-        run([candidate], reference, replace(windows, items=()))
+        none = np.empty(0, np.int64)
+        run([candidate], reference, replace(windows, begin_W=none, end_W=none))
     with pytest.raises(UsageError, match="none given"):
         run([], reference, windows)
     with pytest.raises(UsageError, match="reads at most 64"):
@@ -392,3 +393,28 @@ def test_a_result_knows_the_size_of_its_tables() -> None:
     assert (found[0].table_bytes, found[0].bits_per_value) == (None, None)
     assert (found[1].table_bytes, found[1].bits_per_value) == (1234, 4.5)
     assert found[0].metrics == found[1].metrics
+
+
+def test_resident_tables_give_what_streamed_ones_give() -> None:
+    reference, candidate = pico_pair()
+    windows = windows_of(documents_of(40, 70, 33), reference.tokenizer, 16)
+    thin = replace(candidate, rows=NoisyRows(candidate.model, 0.05, dropped=[0]))
+    for one in (candidate, thin):
+        (streamed,) = run([one], reference, windows, tables="streamed", batch_tokens=32)
+        one.rows.calls = 0
+        (resident,) = run([one], reference, windows, tables="resident", batch_tokens=32)
+        assert one.rows.calls == 1  # the whole vocabulary at once, nothing later
+        for name, metric in streamed.metrics.items():
+            found = resident.metrics[name].value
+            assert found == pytest.approx(metric.value, rel=1e-5, abs=1e-6), name
+    with pytest.raises(UsageError, match="tables"):
+        run([candidate], reference, windows, tables="attic")
+
+
+def test_throughput_is_that_of_the_whole_pass() -> None:
+    reference, candidate = pico_pair()
+    windows = windows_of(documents_of(40), reference.tokenizer, 16)
+    (result,) = run([candidate], reference, windows)
+    assert result.tokens_per_s == windows.n_tokens / result.timings_s["pass"]
+    parts = ("forward", "reference_forward", "scoring_of_all")
+    assert sum(result.timings_s[part] for part in parts) <= result.timings_s["pass"]

@@ -7,16 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from _eval_fakes import documents_of, pico_pair
 
-from tolkit.evaluate import check_gates, evaluate, parse_gate, windows_of
+from tolkit.evaluate import (
+    EvalResult,
+    append_quality,
+    check_gates,
+    evaluate,
+    load_baseline,
+    parse_gate,
+    quality_record,
+    windows_of,
+)
 from tolkit.model import FfnRows
 from tolkit.progress import SilentProgress
 
 GATES = [parse_gate(text) for text in ("ppl_increase<=1%", "kl_mean<=0.002", "top1_agreement>=97%")]
+BASELINE_GATES = [
+    parse_gate(text)
+    for text in ("ppl_token<=baseline+1%", "kl_mean<=baseline+0.002", "top1_agreement>=baseline-3%")
+]
 Table = torch.Tensor  # [L, V, D]
 Change = Callable[[Table], Table]
 
@@ -76,7 +90,7 @@ class TableRows:
         return list(self.table_LVD[:, ids_n])
 
 
-def outcomes(name: str, change: Change) -> list[bool]:
+def measured(name: str, change: Change) -> EvalResult:
     reference, candidate = pico_pair()
     vocabulary = torch.arange(reference.model.config.vocab_size)
     with torch.no_grad():
@@ -86,14 +100,31 @@ def outcomes(name: str, change: Change) -> list[bool]:
     (result,) = evaluate(
         [mutant], reference, windows, device="cpu", progress=SilentProgress(), labels=[name]
     )
-    return [verdict.ok for verdict in check_gates(result, GATES)]
+    return result
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the record of the exact tables, the baseline."""
+    folder = tmp_path_factory.mktemp("release.tol")
+    record = quality_record(measured("exact", lambda t: t))
+    assert append_quality(folder, record, SilentProgress())
+    return folder
+
+
+def outcomes(name: str, change: Change, release: Path) -> list[bool]:
+    """Whether the absolute gates, and those against the baseline, let it pass."""
+    result = measured(name, change)
+    absolute = check_gates(result, GATES)
+    relative = check_gates(result, BASELINE_GATES, baseline=load_baseline(release))
+    return [all(verdict.ok for verdict in verdicts) for verdicts in (absolute, relative)]
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_bundle_is_stopped(name: str) -> None:
-    assert not all(outcomes(name, BROKEN[name]))
+def test_a_broken_bundle_is_stopped(name: str, release: Path) -> None:
+    assert outcomes(name, BROKEN[name], release) == [False, False]
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_a_harmless_bundle_passes(name: str) -> None:
-    assert all(outcomes(name, HARMLESS[name]))
+def test_a_harmless_bundle_passes(name: str, release: Path) -> None:
+    assert outcomes(name, HARMLESS[name], release) == [True, True]

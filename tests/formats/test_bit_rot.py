@@ -143,6 +143,36 @@ def test_any_byte_of_a_record_refuses_that_record_alone(nano: Nano, tmp_path: Pa
     verify(nano.path)
 
 
+@pytest.mark.parametrize("how", ["swapped", "duplicated", "shifted by one"])
+def test_records_in_the_place_of_others_are_refused(how: str, tmp_path: Path) -> None:
+    """Whole intact records, as a misdirected write of a block would leave them."""
+    nano = write_nano(tmp_path / "b.tol")
+    (shard,) = (nano.path / "tables").glob("records-*")
+    (tier,) = open_bundle(nano.path).manifest.tiers
+    data = bytearray(shard.read_bytes())
+    start = len(data) - tier.num_rows * tier.stride
+    records = np.frombuffer(data, np.uint8, offset=start).reshape(tier.num_rows, tier.stride)
+    before = records.copy()
+    moved = {
+        "swapped": lambda: before[[7, 5, 6, 4]],
+        "duplicated": lambda: before[[4, 4, 4, 4]],
+        "shifted by one": lambda: before[[5, 6, 7, 8]],
+    }[how]()
+    records[4:8] = moved
+    shard.write_bytes(data)
+    bundle = open_bundle(nano.path)
+    expected = nano.rows_VKD
+    refused = 0
+    for token in range(tier.num_rows):
+        try:
+            assert np.array_equal(bundle.rows([token])[0], expected[token])
+        except BundleError:
+            refused += 1
+    assert refused >= 2
+    with pytest.raises(BundleError):
+        verify(nano.path)
+
+
 def test_verify_says_where_the_damage_is(tmp_path: Path) -> None:
     nano = write_nano(
         tmp_path / "b.tol", [{"name": "raw", "dtype": "f32"}], vocab_size=9000, hidden_size=80,

@@ -56,15 +56,21 @@ def test_seal_writes_zlibs_crc_little_endian() -> None:
     rng = np.random.default_rng(0)
     records = rng.integers(0, 256, (33, 48)).astype(np.uint8)
     body = records.copy()
-    seal_records(records)
-    for row, before in zip(records, body, strict=True):
+    seal_records(records, 70_000)
+    expected = [
+        zlib.crc32(slot.to_bytes(4, "little") + row[:-4].tobytes())
+        for slot, row in enumerate(body, start=70_000)
+    ]
+    for row, before, crc in zip(records, body, expected, strict=True):
         assert row[:-4].tobytes() == before[:-4].tobytes()
-        assert row[-4:].tobytes() == zlib.crc32(before[:-4].tobytes()).to_bytes(4, "little")
-    assert crc_of_records(records[::2]).tolist() == [zlib.crc32(r[:-4]) for r in body[::2]]
+        assert row[-4:].tobytes() == crc.to_bytes(4, "little")
+    slots = np.arange(70_000, 70_033)
+    assert crc_of_records(records[::2], slots[::2]).tolist() == expected[::2]
+    assert not (crc_of_records(records, slots[::-1]) == np.array(expected))[:16].any()
 
 
 def test_known_crc() -> None:
-    record = np.zeros((1, 16), np.uint8)
-    record[0, :9] = np.frombuffer(b"123456789", np.uint8)
-    assert zlib.crc32(b"123456789") == 0xCBF43926  # the check value every CRC-32 is known by
-    assert crc_of_records(record[:, [*range(9), 12, 13, 14, 15]])[0] == 0xCBF43926
+    """The check value every CRC-32 is known by; its first four digits are taken for the slot."""
+    record = np.frombuffer(b"56789....", np.uint8)[None]
+    slot = np.frombuffer(b"1234", "<u4").astype(np.int64)
+    assert crc_of_records(record, slot)[0] == zlib.crc32(b"123456789") == 0xCBF43926

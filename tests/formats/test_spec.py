@@ -82,7 +82,8 @@ class StrangersReader:
         name = f"tables/records-0-{shard + 1:05d}-of-{count:05d}.safetensors"
         _, data = self.tensor(name, "records")
         record = data[place * tier["stride"] : (place + 1) * tier["stride"]]
-        assert struct.unpack("<I", record[-4:]) == (zlib.crc32(record[:-4]),)
+        (crc,) = struct.unpack("<I", record[-4:])
+        assert crc == zlib.crc32(struct.pack("<I", slot) + record[:-4])
         width = self.manifest["hidden_size"]
         rows = []
         for plane in tier["planes"]:

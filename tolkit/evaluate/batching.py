@@ -15,16 +15,20 @@ __all__ = ["batches", "padded"]
 
 
 def batches(
-    windows: Sequence[Window], indices: Sequence[int], batch_tokens: int
+    lengths: Sequence[int] | npt.NDArray[np.int64], indices: Sequence[int], batch_tokens: int
 ) -> list[list[int]]:
-    """Window indices in batches of about equal length, longest first; at least one a batch."""
-    by_length = sorted(indices, key=lambda i: (-len(windows[i].ids), i))
+    """Window indices in batches of about equal length, longest first; at least one a batch.
+
+    Args:
+        lengths: ids of every window; the model reads one less.
+    """
+    by_length = sorted(indices, key=lambda i: (-lengths[i], i))
     result: list[list[int]] = []
     room = 0
     for i in by_length:
         if room < 1:
             result.append([])
-            room = max(1, batch_tokens // (len(windows[i].ids) - 1))
+            room = max(1, batch_tokens // (int(lengths[i]) - 1))
         result[-1].append(i)
         room -= 1
     return result

@@ -1,11 +1,10 @@
-"""Means, ratios and quantiles of tokens that come in windows, with honest errors.
+"""Means and ratios of tokens that come in windows, with honest errors (quantiles: quantiles.py).
 
 Tokens of one window are not independent, so a window is one observation (a cluster): errors over
 tokens would be 1.1 to 2.3 times too small. W windows, N tokens; all arrays float64.
 
 - A mean per token (or word, or byte) is a ratio of sums over windows; its standard error is the
   usual linearised ratio estimator (Cochran, Sampling Techniques, chapter 6).
-- A quantile's interval inverts the interval of the share of tokens below it (Woodruff 1952).
 - Intervals are two-sided 95 % with Student's t for W - 1 degrees of freedom.
 """
 
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Estimate", "quantile_estimate", "ratio_estimate", "student_t_975"]
+__all__ = ["Estimate", "ratio_estimate", "student_t_975"]
 
 Floats = npt.NDArray[np.float64]
 
@@ -62,48 +61,6 @@ def ratio_estimate(numerator_W: Floats, denominator_W: Floats) -> Estimate:
     se = math.sqrt(variance)
     reach = student_t_975(windows - 1) * se
     return Estimate(value, se, value - reach, value + reach)
-
-
-def quantile_estimate(values_N: Floats, window_N: npt.NDArray[np.int64], p: float) -> Estimate:
-    """The `p` quantile of tokens: the smallest value with at least a share `p` at or below it.
-
-    Args:
-        values_N: one value a token.
-        window_N: the token's window, 0 .. W-1, every window present.
-        p: 0 < p < 1.
-
-    The share's error is taken around `p` and is never less than that of independent tokens:
-    where few tokens lie beyond the quantile, the windows at hand may show no spread at all. The
-    interval ends at infinity where the share's interval reaches past the largest (or below the
-    smallest) token; `se` is the interval's width / (2 t).
-    """
-    tokens = len(values_N)
-    if not tokens or not np.isfinite(values_N).all():
-        return Estimate(math.nan, math.nan, math.nan, math.nan)
-    sorted_N = np.sort(values_N)
-    value = _at_share(sorted_N, p)
-    counts_W: Floats = np.bincount(window_N).astype(np.float64)
-    windows = len(counts_W)
-    if windows < 2:
-        return Estimate(value, math.nan, -math.inf, math.inf)
-    below_W: Floats = np.bincount(window_N, weights=values_N <= value).astype(np.float64)
-    residual_W = below_W - p * counts_W
-    variance = max(
-        windows / (windows - 1) * float((residual_W**2).sum()) / tokens**2, p * (1 - p) / tokens
-    )
-    t = student_t_975(windows - 1)
-    reach = t * math.sqrt(variance)
-    low, high = _at_share(sorted_N, p - reach), _at_share(sorted_N, p + reach)
-    return Estimate(value, (high - low) / (2 * t), low, high)
-
-
-def _at_share(sorted_N: Floats, p: float) -> float:
-    if p <= 0:
-        return -math.inf
-    if p > 1:
-        return math.inf
-    # The small slack keeps p = k/N at the k-th value in spite of rounding.
-    return float(sorted_N[max(0, math.ceil(p * len(sorted_N) - 1e-9) - 1)])
 
 
 def _exp(value: float) -> float:

@@ -16,12 +16,12 @@ from tolkit.evaluate.estimates import ratio_estimate
 from tolkit.evaluate.forward import ForwardPass, Machine
 from tolkit.evaluate.metrics import Tally, TextSizes, comparison_metrics, perplexity_metrics
 from tolkit.evaluate.partners import check_partners
-from tolkit.evaluate.result import Conditions, EvalResult, Metric, metric_of
+from tolkit.evaluate.result import Conditions, EvalResult, Metric, WindowSums, metric_of
 from tolkit.evaluate.runnable import Placed, Runnable, device_label
 from tolkit.evaluate.windows import Windows
 from tolkit.progress import Progress, TqdmProgress
 
-__all__ = ["evaluate"]
+__all__ = ["evaluate", "without_text"]
 
 _NOISE_WINDOWS = 32
 
@@ -34,10 +34,13 @@ def evaluate(
     dtype: str | torch.dtype = "float32",
     device: str = "auto",
     batch_tokens: int | None = None,
+    tables: str = "auto",
     progress: Progress | None = None,
     labels: Sequence[str] | None = None,
 ) -> list[EvalResult]:
     """Perplexity of each candidate and, with a reference, what it lost against it.
+
+    Under torchrun the processes share the windows; all of them return the whole result.
 
     Cost: one forward pass a model; logits exist for one tile of positions x vocabulary at a time.
 
@@ -49,7 +52,9 @@ def evaluate(
         dtype: number format of the forward passes. Products in float32 are real float32. In any
             other format the reference's own loss is measured on up to 32 windows (`noise_floor`).
         device: auto, cpu, cuda or cuda:N.
-        batch_tokens: tokens read at once; by default 8,192 on a CPU, 65,536 on CUDA.
+        batch_tokens: tokens read at once; by default 8,192 on a CPU, 65,536 on CUDA; halved
+            with a warning when memory runs out.
+        tables: auto, resident or streamed, as `Machine` says.
         progress: where to report; tqdm by default.
         labels: names of the candidates in messages and reports; by default their kind.
 
@@ -63,7 +68,7 @@ def evaluate(
         DataError: no windows.      UsageError: a window longer than a model's positions.
         ResourceError: no such device, or out of memory.
     """
-    machine = Machine(device, dtype, batch_tokens)
+    machine = Machine(device, dtype, batch_tokens, tables)
     progress = progress or TqdmProgress()
     names = list(labels) if labels is not None else [c.kind for c in candidates]
     assert len(names) == len(candidates)
@@ -82,6 +87,29 @@ def evaluate(
     return _results(run, windows, candidates, reference, names, noise)
 
 
+def without_text(
+    candidate: Runnable,
+    reference: Runnable | None,
+    windows: Windows,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str = "auto",
+    label: str = "",
+) -> EvalResult:
+    """A result without metrics, for tasks to be added: `windows` are `no_windows`."""
+    return EvalResult(
+        label=label or candidate.kind,
+        identity=candidate.identity,
+        kind=candidate.kind,
+        reference_identity=None if reference is None else reference.identity,
+        metrics={},
+        reference_metrics={},
+        conditions=_conditions(windows, Machine(device, dtype)),
+        table_bytes=candidate.table_bytes,
+        bits_per_value=candidate.bits_per_value,
+    )
+
+
 def _results(
     run: ForwardPass,
     windows: Windows,
@@ -91,7 +119,7 @@ def _results(
     noise_floor: Metric | None,
 ) -> list[EvalResult]:
     """One result a candidate."""
-    sizes = TextSizes(windows)
+    sizes = TextSizes.of(windows)
     conditions = _conditions(windows, run.machine)
     first = len(run.models) - len(candidates)
     found = []
@@ -117,14 +145,29 @@ def _results(
                 problems=tuple(problems),
                 table_bytes=candidate.table_bytes,
                 bits_per_value=candidate.bits_per_value,
+                windows=_window_sums(sizes, tally, None if reference is None else run.tallies[0]),
                 timings_s={
                     "forward": run.forward_s[first + i],
                     "reference_forward": run.forward_s[0] if reference is not None else 0.0,
                     "scoring_of_all": run.scoring_s,
+                    "pass": run.elapsed_s,
                 },
             )
         )
     return found
+
+
+def _window_sums(sizes: TextSizes, tally: Tally, reference: Tally | None) -> WindowSums:
+    compared = reference is not None
+    return WindowSums(
+        tokens_W=sizes.tokens_W,
+        words_W=sizes.words_W,
+        bytes_W=sizes.bytes_W,
+        nll_W=tally.nll_W,
+        reference_nll_W=reference.nll_W if reference is not None else None,
+        kl_W=tally.kl_W if compared else None,
+        agreeing_W=tally.agreeing_W if compared else None,
+    )
 
 
 def _problems(windows: Windows, label: str, tally: Tally) -> list[str]:
@@ -132,7 +175,7 @@ def _problems(windows: Windows, label: str, tally: Tally) -> list[str]:
     if bad is not None:
         where = windows.name_of(bad)
         return [f"{label}: NaN or infinite logits, first in window {bad} ({where})"]
-    if tally.flat_tokens == windows.n_tokens:
+    if int(tally.flat_tokens[0]) == windows.n_tokens:
         return [f"{label}: all logits are equal at every position; the model says nothing"]
     return []
 
@@ -145,7 +188,7 @@ def _noise_floor(exact: Placed, rounded: Placed, windows: Windows, machine: Mach
     # states would hide the rounding of the head itself.
     run = ForwardPass([exact, rounded], windows, machine, with_reference=True)
     run.run(indices, None, None)
-    scored_W = TextSizes([windows[i] for i in indices]).tokens_W
+    scored_W = windows.scored_W[indices].astype(np.float64)
     estimate = ratio_estimate(run.tallies[1].kl_W[indices], scored_W)
     return metric_of(estimate, round(float(scored_W.sum())))
 

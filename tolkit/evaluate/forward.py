@@ -12,16 +12,18 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from tolkit import ranks
 from tolkit.errors import ResourceError, UsageError
 from tolkit.evaluate.batching import batches, padded
 from tolkit.evaluate.metrics import Tally
 from tolkit.evaluate.runnable import Placed, Runnable, full_float32, pick_device, pick_dtype
 from tolkit.evaluate.scoring import score_positions
-from tolkit.evaluate.windows import Window
+from tolkit.evaluate.windows import Window, Windows
 from tolkit.progress import Progress, Task
 
-__all__ = ["ForwardPass", "Machine"]
+__all__ = ["TABLE_PLACES", "ForwardPass", "Machine"]
 
+TABLE_PLACES = ("auto", "resident", "streamed")
 _BATCH_TOKENS = {"cpu": 8192, "cuda": 65536}
 
 
@@ -33,9 +35,12 @@ class Machine:
         dtype: number format of the forward passes. Products in float32 are real float32.
         batch_tokens: tokens read at once; by default 8,192 on a CPU, 65,536 on CUDA. Halved,
             with a warning, whenever memory runs out.
+        tables: where a bundle's rows are kept: "streamed" decodes those of each batch on the
+            CPU, "resident" all of them once, onto the device; "auto" is resident on CUDA where
+            they take at most half of what is free.
 
     Raises:
-        UsageError: an unknown device or dtype, or batch_tokens below 1.
+        UsageError: an unknown device, dtype or place for tables, or batch_tokens below 1.
         ResourceError: no such device here.
     """
 
@@ -44,6 +49,7 @@ class Machine:
         device: str = "auto",
         dtype: str | torch.dtype = "float32",
         batch_tokens: int | None = None,
+        tables: str = "auto",
     ) -> None:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype)
@@ -52,6 +58,9 @@ class Machine:
         )
         if self.batch_tokens < 1:
             raise UsageError(f"batch_tokens: expected at least 1, got {batch_tokens}")
+        if tables not in TABLE_PLACES:
+            raise UsageError(f"tables: expected {', '.join(TABLE_PLACES)}, got {tables!r}")
+        self.tables = tables
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -69,7 +78,17 @@ class Machine:
 
     def place(self, runnable: Runnable, dtype: torch.dtype | None = None) -> Placed:
         """The runnable on this device, in this machine's number format or another."""
-        return Placed(runnable, self.device, self.dtype if dtype is None else dtype)
+        dtype = self.dtype if dtype is None else dtype
+        resident = runnable.rows is not None and self._is_resident(runnable, dtype)
+        return Placed(runnable, self.device, dtype, resident=resident)
+
+    def _is_resident(self, runnable: Runnable, dtype: torch.dtype) -> bool:
+        if self.tables != "auto" or self.device.type != "cuda":
+            return self.tables == "resident"
+        config = runnable.model.config
+        values = config.vocab_size * config.num_hidden_layers * config.hidden_size
+        free_bytes, _ = torch.cuda.mem_get_info(self.device)
+        return 2 * values * dtype.itemsize <= free_bytes
 
     def now_s(self) -> float:
         """The clock, once the device has done what it was given."""
@@ -89,6 +108,7 @@ class ForwardPass:
     Attributes:
         tallies: one a model, filled by `run`.
         forward_s, scoring_s: seconds of each model's forward passes, and of the softmaxes.
+        elapsed_s: of the whole run.
     """
 
     def __init__(
@@ -101,19 +121,33 @@ class ForwardPass:
     ) -> None:
         self.models = models
         self.windows = windows
+        self._lengths = (
+            windows.lengths_W
+            if isinstance(windows, Windows)
+            else [len(window.ids) for window in windows]
+        )
         self.machine = machine
         self.with_reference = with_reference
-        self.tallies = [Tally(len(windows)) for _ in models]
+        self.tallies = [
+            Tally(len(windows), compared=with_reference and model > 0)
+            for model in range(len(models))
+        ]
         self.forward_s = [0.0] * len(models)
         self.scoring_s = 0.0
+        self.elapsed_s = 0.0
 
     def run(self, indices: Sequence[int], progress: Progress | None, task: Task | None) -> None:
         """Score the windows of these indices; when memory runs out, in smaller batches.
 
+        Under torchrun each process scores a part, and all have all sums afterwards. Once a pass.
+
         Raises:
             RuntimeError: torch's own, when not even one window fits.
         """
-        waiting = batches(self.windows, indices, self.machine.batch_tokens)
+        started_s = self.machine.now_s()
+        # Batches are the same however many processes share them, so sums of a window are too.
+        waiting = batches(self._lengths, indices, self.machine.batch_tokens)
+        waiting = waiting[ranks.rank() :: ranks.world_size()]
         while waiting:
             batch = waiting.pop(0)
             smaller = None
@@ -125,7 +159,9 @@ class ForwardPass:
                     raise
             if smaller is None:
                 if task is not None:
-                    task.advance(sum(self.windows[i].scored for i in batch))
+                    # Of all processes' work, as far as this one can tell.
+                    done = sum(self.windows[i].scored for i in batch)
+                    task.advance(done * ranks.world_size())
                 continue
             # Outside of the handler: there, the error would hold on to the batch's tensors.
             if progress is not None:
@@ -137,7 +173,10 @@ class ForwardPass:
             if self.machine.device.type == "cuda":
                 torch.cuda.empty_cache()
             left = [*batch, *(i for later in waiting for i in later)]
-            waiting = batches(self.windows, left, smaller)
+            waiting = batches(self._lengths, left, smaller)
+        for tally in self.tallies:
+            ranks.add_up(tally.arrays())
+        self.elapsed_s += self.machine.now_s() - started_s
 
     def _score(self, batch: Sequence[int]) -> None:
         """All models on one batch; the tallies change only when all of them got through."""

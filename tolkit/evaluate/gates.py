@@ -1,25 +1,33 @@
 """Conditions a bundle must meet to ship, and verdicts that fail closed.
 
-    ppl_increase<=0.5%    kl_mean_nats<=0.01    top1_agreement>=97%    bytes<=1.6GB
-
 A measured metric is compared through its two-sided 95 % interval, unrounded: wholly on the right
 side passes, wholly on the wrong side fails, straddling is undecided and fails unless allowed.
-Sizes are exact. What was not measured, or is NaN, fails.
+Against a baseline or the reference it is the interval of the paired difference that decides.
+Sizes are exact. What was not measured, or is NaN, fails. How gates are written: gate_syntax.py.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from fractions import Fraction
+from typing import Literal
 
-from tolkit.errors import DataError, GateError, UsageError
-from tolkit.evaluate.result import METRIC_NAMES, EvalResult
-from tolkit_formats import files
+from tolkit.errors import GateError, UsageError
+from tolkit.evaluate.baseline import Baseline, setting_of
+from tolkit.evaluate.changes import Change, from_baseline, from_reference, require_same_counts
+from tolkit.evaluate.gate_syntax import (
+    COMPARISONS,
+    EXACT_METRICS,
+    GATE_METRICS,
+    Gate,
+    is_ratio,
+    load_gates,
+    parse_gate,
+)
+from tolkit.evaluate.result import EvalResult
+from tolkit.quality_log import QualityRecord
 
 __all__ = [
     "GATE_METRICS",
@@ -28,37 +36,12 @@ __all__ = [
     "check_gates",
     "load_gates",
     "parse_gate",
+    "require_baseline",
     "require_gates",
+    "require_gate_partners",
 ]
 
-Comparison = Literal["<=", "<", ">=", ">"]
 Status = Literal["passed", "failed", "undecided"]
-
-GATE_METRICS = (*METRIC_NAMES, "bytes", "bits_per_value")
-_ALIASES = {"kl_mean": "kl_mean_nats", "kl_median": "kl_median_nats", "kl_p99": "kl_p99_nats"}
-_RATIOS = {"ppl_increase", "top1_agreement"}
-_BYTE_UNITS = {
-    "B": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
-    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
-}
-_GATE = re.compile(
-    r"\s*(?P<metric>[A-Za-z0-9_]+)\s*(?P<comparison><=|>=|<|>)\s*"
-    r"(?P<number>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(?P<unit>%|[KMGT]?i?B)?\s*",
-    re.ASCII,
-)
-_LIMIT_BYTES = 1 << 20
-_HINT = "write METRIC<=VALUE, for example ppl_increase<=0.5% or bytes<=1.6GB"
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One condition; `text` is how the user wrote it, `limit` its number without unit."""
-
-    metric: str
-    comparison: Comparison
-    limit: float
-    text: str
 
 
 @dataclass(frozen=True)
@@ -68,6 +51,7 @@ class GateVerdict:
     ok: whether it lets the bundle pass (an undecided one only where that was allowed).
     value, low, high: the measured value and its 95 % interval; None when nothing was measured.
     message: one line that says it all.
+    change: how far the value is from the gate's partner; None for a gate without one.
     """
 
     gate: Gate
@@ -77,99 +61,53 @@ class GateVerdict:
     low: float | None
     high: float | None
     message: str
-
-
-def parse_gate(text: str) -> Gate:
-    """Read ``metric<=value``; also <, >=, >. Percent for ratios, B KB MB GB TB KiB .. for bytes.
-
-    KB is 1,000 bytes, KiB 1,024. kl_mean, kl_median and kl_p99 are short for the _nats names.
-
-    Raises:
-        UsageError: anything else; the message says what was expected.
-    """
-    match = _GATE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"gate: cannot read {text!r}", hint=_HINT)
-    metric = _ALIASES.get(match["metric"], match["metric"])
-    if metric not in GATE_METRICS:
-        raise UsageError(
-            f"gate: unknown metric {match['metric']!r}, expected one of {', '.join(GATE_METRICS)}",
-            hint=_HINT,
-        )
-    limit, unit = float(match["number"]), match["unit"]
-    if unit == "%":
-        if metric not in _RATIOS:
-            raise UsageError(f"gate: {metric} is not a ratio, got {text!r}", hint=_HINT)
-        limit /= 100
-    elif unit is not None:
-        if metric != "bytes" or unit not in _BYTE_UNITS:
-            raise UsageError(f"gate: {unit} is no unit of {metric}, got {text!r}", hint=_HINT)
-        limit *= _BYTE_UNITS[unit]
-    if not math.isfinite(limit):
-        raise UsageError(f"gate: the limit is not a finite number, got {text!r}", hint=_HINT)
-    comparison: Comparison = match["comparison"]  # type: ignore[assignment]  # by the pattern
-    return Gate(metric, comparison, limit, text.strip())
-
-
-def load_gates(path: str | Path) -> list[Gate]:
-    """Gates from a TOML file, in its order.
-
-    Either ``gates = ["ppl_increase<=0.5%", "bytes<=1.6GB"]`` or a table of conditions::
-
-        [gates]
-        ppl_increase = "<=0.5%"
-        top1_agreement = [">=97%", "<=100%"]
-
-    Raises:
-        InputError: missing or too large.        DataError: not TOML, or no gate in it.
-        UsageError: a gate that `parse_gate` refuses.
-    """
-    path = Path(path)
-    data = files.read_bytes(path, limit_bytes=_LIMIT_BYTES)
-    try:
-        document: dict[str, Any] = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: not TOML ({error})") from error
-    unknown = sorted(set(document) - {"gates"})
-    if unknown:
-        raise DataError(f"{path}: unknown key {unknown[0]!r}, expected only gates")
-    texts = list(_gate_texts(document.get("gates"), path))
-    if not texts:
-        raise DataError(f"{path}: holds no gates", hint='write gates = ["ppl_increase<=0.5%"]')
-    gates = []
-    for text in texts:
-        try:
-            gates.append(parse_gate(text))
-        except UsageError as error:
-            raise UsageError(f"{path}: {error.message}", hint=error.hint) from error
-    return gates
-
-
-def _gate_texts(value: object, path: Path) -> Iterable[str]:
-    if value is None:
-        return
-    if isinstance(value, dict):
-        pairs = [(metric, condition) for metric, condition in value.items()]
-    elif isinstance(value, list):
-        pairs = [("", condition) for condition in value]
-    else:
-        raise DataError(f"{path}: gates is neither a list nor a table")
-    for metric, condition in pairs:
-        for text in condition if isinstance(condition, list) else [condition]:
-            if not isinstance(text, str):
-                raise DataError(f"{path}: gates {metric}: expected text, got {text!r}")
-            yield metric + text
+    change: Change | None = None
 
 
 def check_gates(
-    result: EvalResult, gates: Sequence[Gate], allow_undecided: bool = False
+    result: EvalResult,
+    gates: Sequence[Gate],
+    allow_undecided: bool = False,
+    baseline: Baseline | None = None,
 ) -> list[GateVerdict]:
     """One verdict a gate, in order.
 
     A result with `problems` passes no gate. A metric measured on a single window has no error:
     on the wrong side of the limit it fails, on the right side it is undecided.
+
+    Raises:
+        UsageError: a gate against a baseline, and none was given.
+        MismatchError, DataError: no record of the baseline fits the result (`Baseline`).
     """
-    return [_verdict(result, gate, allow_undecided) for gate in gates]
+    require_baseline(gates, baseline)
+    record = None
+    if baseline is not None:
+        record = baseline.record_for(setting_of(result))
+        require_same_counts(result, record)
+    return [_verdict(result, gate, allow_undecided, record) for gate in gates]
+
+
+def require_baseline(gates: Sequence[Gate], baseline: Baseline | None) -> None:
+    """UsageError when a gate needs a baseline and there is none."""
+    needing = [gate.text for gate in gates if gate.partner == "baseline"]
+    if needing and baseline is None:
+        raise UsageError(
+            f"gate: {needing[0]} compares with a baseline, none was given",
+            hint="add --baseline FILE, a quality.jsonl or the bundle that holds it",
+        )
+
+
+def require_gate_partners(
+    gates: Sequence[Gate], *, baseline: Baseline | None, reference: bool
+) -> None:
+    """UsageError when a gate compares with something the evaluation will not have."""
+    require_baseline(gates, baseline)
+    needing = [gate for gate in gates if gate.partner == "reference" or gate.metric in COMPARISONS]
+    if needing and not reference:
+        raise UsageError(
+            f"gate: {needing[0].text} compares with a reference, none was given",
+            hint="add --reference CHECKPOINT, the one the tables were built from",
+        )
 
 
 def require_gates(verdicts: Sequence[GateVerdict]) -> None:
@@ -185,57 +123,98 @@ def require_gates(verdicts: Sequence[GateVerdict]) -> None:
         )
 
 
-def _verdict(result: EvalResult, gate: Gate, allow_undecided: bool) -> GateVerdict:
+def _verdict(
+    result: EvalResult, gate: Gate, allow_undecided: bool, record: QualityRecord | None
+) -> GateVerdict:
+    def failed(why: str) -> GateVerdict:
+        return GateVerdict(gate, "failed", False, None, None, None, f"{gate.text}: {why}")
+
     if result.problems:
-        why = f"{gate.text}: not decided on a broken result ({'; '.join(result.problems)})"
-        return GateVerdict(gate, "failed", False, None, None, None, why)
-    if gate.metric in ("bytes", "bits_per_value"):
-        size = result.table_bytes if gate.metric == "bytes" else result.bits_per_value
-        value = low = high = math.nan if size is None else float(size)
-    else:
-        metric = result.metrics.get(gate.metric)
-        value = math.nan if metric is None else metric.value
-        low, high = (math.nan, math.nan) if metric is None else metric.interval
-        if metric is not None and metric.n < 1:
-            value = math.nan
+        return failed(f"not decided on a broken result ({'; '.join(result.problems)})")
+    value, low, high = _measured(result, gate.metric)
     if not math.isfinite(value):
-        why = f"{gate.text}: {gate.metric} was not measured"
-        return GateVerdict(gate, "failed", False, None, None, None, why)
-    known = not (math.isnan(low) or math.isnan(high) or (math.isinf(low) and math.isinf(high)))
-    if not known:
-        low, high = -math.inf, math.inf
-        status: Status = "undecided" if _holds(value, gate) else "failed"
-    elif _holds(low, gate) and _holds(high, gate):
-        status = "passed"
-    elif _holds(low, gate) or _holds(high, gate):
-        status = "undecided"
-    else:
-        status = "failed"
+        return failed(f"{gate.metric} was not measured")
+    change = None
+    if gate.partner is not None:
+        change = _change(result, gate, record)
+        if change is None or math.isnan(change.value):
+            return failed(f"the {gate.partner} has no {gate.metric} to compare with")
+    status = _status(gate, value, low, high) if change is None else _status_of(gate, change)
     ok = status == "passed" or (status == "undecided" and allow_undecided)
-    return GateVerdict(
-        gate, status, ok, value, low, high, _message(gate, status, value, low, high, known)
-    )
+    if not _is_known(low, high):
+        low, high = -math.inf, math.inf
+    message = _message(gate, status, (value, low, high), change)
+    return GateVerdict(gate, status, ok, value, low, high, message, change)
 
 
-def _holds(value: float, gate: Gate) -> bool:
-    if gate.comparison == "<=":
-        return value <= gate.limit
-    if gate.comparison == "<":
-        return value < gate.limit
-    if gate.comparison == ">=":
-        return value >= gate.limit
-    return value > gate.limit
+def _measured(result: EvalResult, name: str) -> tuple[float, float, float]:
+    """Value and 95 % interval of a metric; NaN when it was not measured on anything."""
+    if name in EXACT_METRICS:
+        size = result.table_bytes if name == "bytes" else result.bits_per_value
+        value = math.nan if size is None else float(size)
+        return value, value, value
+    metric = result.metrics.get(name)
+    if metric is None or metric.n < 1:
+        return math.nan, math.nan, math.nan
+    return metric.value, *metric.interval
 
 
-def _message(gate: Gate, status: Status, value: float, low: float, high: float, known: bool) -> str:
+def _change(result: EvalResult, gate: Gate, record: QualityRecord | None) -> Change | None:
+    if gate.partner == "reference":
+        return from_reference(result, gate.metric, gate.relative)
+    assert record is not None  # require_baseline
+    return from_baseline(result, record, gate.metric, gate.relative)
+
+
+def _status_of(gate: Gate, change: Change) -> Status:
+    if change.exact is None:
+        return _status(gate, change.value, change.low, change.high)
+    # As users write decimals: 105 bytes are within 5 % of 100.
+    limit = Fraction(str(gate.limit))
+    above = {"<=": change.exact <= limit, "<": change.exact < limit}
+    below = {">=": change.exact >= limit, ">": change.exact > limit}
+    return "passed" if {**above, **below}[gate.comparison] else "failed"
+
+
+def _status(gate: Gate, value: float, low: float, high: float) -> Status:
+    if not _is_known(low, high):
+        return "undecided" if gate.holds(value) else "failed"
+    if gate.holds(low) and gate.holds(high):
+        return "passed"
+    return "undecided" if gate.holds(low) or gate.holds(high) else "failed"
+
+
+def _is_known(low: float, high: float) -> bool:
+    """Whether the interval says anything."""
+    return not (math.isnan(low) or math.isnan(high) or (low == -math.inf and high == math.inf))
+
+
+def _message(
+    gate: Gate, status: Status, measured: tuple[float, float, float], change: Change | None
+) -> str:
     def show(number: float) -> str:
         if gate.metric == "bytes":
             return f"{number:,.0f}"
-        return f"{number:.4%}" if gate.metric in _RATIOS else f"{number:.6g}"
+        return f"{number:.4%}" if is_ratio(gate.metric) else f"{number:.6g}"
 
+    def show_change(number: float) -> str:
+        if gate.relative:
+            return f"{number:+.4%}"
+        if is_ratio(gate.metric):
+            return f"{100 * number:+.4f} points"
+        return f"{number:+,.0f}" if gate.metric == "bytes" else f"{number:+.6g}"
+
+    value, low, high = measured
     text = f"{gate.text}: {status}, {gate.metric} is {show(value)}"
-    if gate.metric in ("bytes", "bits_per_value"):
+    if change is not None:
+        text += f", the {gate.partner}'s {show(change.against)}, {show_change(change.value)}"
+        show, low, high = show_change, change.low, change.high
+    if gate.metric in EXACT_METRICS:
         return text
-    if not known:
-        return f"{text}, its error is unknown (one window)"
-    return f"{text}, 95 % interval {show(low)} to {show(high)}"
+    if not _is_known(low, high):
+        why = "" if change is not None and not change.paired else " (one window)"
+        return f"{text}, its error is unknown{why}"
+    how = "" if change is None else " of the paired difference"
+    if change is not None and not change.paired:
+        how = ", unpaired (both errors at their worst)"
+    return f"{text}, 95 % interval {show(low)} to {show(high)}{how}"

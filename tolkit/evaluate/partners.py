@@ -39,8 +39,8 @@ def check_partners(
             f"text: cut with another tokenizer than that of {base_label}, expected digest "
             f"{base.tokenizer.digest[:12]}, got {windows.tokenizer_digest[:12]}"
         )
-    largest = max(int(window.ids.max()) for window in windows)
-    if largest >= vocabulary or min(int(window.ids.min()) for window in windows) < 0:
+    smallest, largest = windows.id_range()
+    if largest >= vocabulary or smallest < 0:
         raise MismatchError(
             f"text: holds token id {largest}, the models' vocabulary has {vocabulary} rows"
         )

@@ -1,40 +1,44 @@
-"""One result for machines and people: JSON, Markdown (pull requests), JUnit XML (test tabs)."""
+"""One result for machines and people: JSON, and Markdown for pull requests (JUnit: junit.py)."""
 
 from __future__ import annotations
 
 import math
 import os
-import re
-import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from tolkit.evaluate.gate_syntax import is_ratio
 from tolkit.evaluate.gates import GateVerdict
 from tolkit.evaluate.result import METRIC_NAMES, Conditions, EvalResult, Metric
 from tolkit.progress import Progress, TqdmProgress
+from tolkit.quality_log import QualityRecord
 
 __all__ = [
     "SCHEMA_NAME",
     "SCHEMA_VERSION",
     "append_step_summary",
     "conditions_json",
+    "intervals_json",
     "metrics_json",
     "number_json",
+    "ordered_metrics",
     "to_json",
-    "to_junit",
     "to_markdown",
     "verdict_json",
 ]
 
 SCHEMA_NAME = "tolkit.eval"
 SCHEMA_VERSION = "1.0"
-# XML 1.0 has no way to write the other control characters.
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_M = TypeVar("_M")
 
 
-def to_json(result: EvalResult, verdicts: Sequence[GateVerdict] = ()) -> dict[str, Any]:
-    """The result as one JSON object; numbers unrounded, those that are not finite null.
+def to_json(
+    result: EvalResult,
+    verdicts: Sequence[GateVerdict] = (),
+    baseline: QualityRecord | None = None,
+) -> dict[str, Any]:
+    """The result as one JSON object (schemas/eval-1.json); numbers unrounded, or null.
 
     `metrics` maps each name to {value, se, n}; `intervals_95` to [low, high]; `ok` says whether
     the result can be trusted and every gate let it pass.
@@ -49,25 +53,43 @@ def to_json(result: EvalResult, verdicts: Sequence[GateVerdict] = ()) -> dict[st
         "reference_identity": result.reference_identity,
         "conditions": conditions_json(result.conditions),
         "metrics": metrics_json(result.metrics),
-        "intervals_95": {
-            name: [number_json(end) for end in metric.interval]
-            for name, metric in _ordered(result.metrics)
-        },
+        "intervals_95": intervals_json(result.metrics),
         "reference_metrics": metrics_json(result.reference_metrics),
         "noise_floor_kl_mean_nats": None
         if result.noise_floor is None
         else _metric_json(result.noise_floor),
         "bytes": result.table_bytes,
         "bits_per_value": number_json(result.bits_per_value),
+        "baseline": None if baseline is None else _baseline_json(baseline),
         "gates": [verdict_json(verdict) for verdict in verdicts],
         "problems": list(result.problems),
+        "tokens_per_s": number_json(result.tokens_per_s),
         "timings_s": {part: round(elapsed, 3) for part, elapsed in result.timings_s.items()},
     }
 
 
 def metrics_json(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | int | None]]:
-    """Name -> {value, se, n} in the order of METRIC_NAMES."""
-    return {name: _metric_json(metric) for name, metric in _ordered(metrics)}
+    """Name -> {value, se, n} in the order of METRIC_NAMES, tasks' metrics behind them."""
+    return {name: _metric_json(metric) for name, metric in ordered_metrics(metrics)}
+
+
+def intervals_json(metrics: Mapping[str, Metric]) -> dict[str, list[float | None]]:
+    """Name -> both ends of the 95 % interval, null where unknown."""
+    return {
+        name: [number_json(end) for end in metric.interval]
+        for name, metric in ordered_metrics(metrics)
+    }
+
+
+def _baseline_json(record: QualityRecord) -> dict[str, Any]:
+    return {
+        "identity": record.bundle,
+        "metrics": {name: number_json(m.value) for name, m in ordered_metrics(record.metrics)},
+        "bytes": record.table_bytes,
+        "bits_per_value": number_json(record.bits_per_value),
+        "device": record.device,
+        "dtype": record.dtype,
+    }
 
 
 def conditions_json(conditions: Conditions) -> dict[str, Any]:
@@ -105,6 +127,17 @@ def verdict_json(verdict: GateVerdict) -> dict[str, Any]:
         "value": number_json(verdict.value),
         "low": number_json(verdict.low),
         "high": number_json(verdict.high),
+        "against": verdict.gate.partner,
+        "relative": verdict.gate.relative,
+        "change": None
+        if verdict.change is None
+        else {
+            "from": number_json(verdict.change.against),
+            "value": number_json(verdict.change.value),
+            "low": number_json(verdict.change.low),
+            "high": number_json(verdict.change.high),
+            "paired": verdict.change.paired,
+        },
         "message": verdict.message,
     }
 
@@ -118,12 +151,22 @@ def _metric_json(metric: Metric) -> dict[str, float | int | None]:
     return {"value": number_json(metric.value), "se": number_json(metric.se), "n": metric.n}
 
 
-def _ordered(metrics: Mapping[str, Metric]) -> list[tuple[str, Metric]]:
-    return [(name, metrics[name]) for name in METRIC_NAMES if name in metrics]
+def ordered_metrics(metrics: Mapping[str, _M]) -> list[tuple[str, _M]]:
+    """Names and metrics as reports list them: METRIC_NAMES, then the others as they come."""
+    names = [name for name in METRIC_NAMES if name in metrics]
+    names += [name for name in metrics if name not in METRIC_NAMES]
+    return [(name, metrics[name]) for name in names]
 
 
-def to_markdown(result: EvalResult, verdicts: Sequence[GateVerdict] = ()) -> str:
-    """A heading, the gates, the metrics with errors, and what they were measured on."""
+def to_markdown(
+    result: EvalResult,
+    verdicts: Sequence[GateVerdict] = (),
+    baseline: QualityRecord | None = None,
+) -> str:
+    """A heading, the gates, the metrics with errors, and what they were measured on.
+
+    With a baseline its values have a column.
+    """
     met = sum(verdict.ok for verdict in verdicts)
     heading = f"## {_cell(result.label)}"
     if verdicts:
@@ -139,25 +182,20 @@ def to_markdown(result: EvalResult, verdicts: Sequence[GateVerdict] = ()) -> str
             shown = verdict.status if verdict.ok else f"**{verdict.status}**"
             lines.append(f"| {_code(verdict.gate.text)} | {shown} | {_cell(said)} |")
         lines.append("")
-    lines += ["| metric | value | s.e. | reference | n |", "|---|---:|---:|---:|---:|"]
-    for name, metric in _ordered(result.metrics):
-        reference = result.reference_metrics.get(name)
-        lines.append(
-            f"| {name} | {_shown(name, metric.value)} | {_shown(name, metric.se)} "
-            f"| {'' if reference is None else _shown(name, reference.value)} | {metric.n:,} |"
-        )
-    if result.table_bytes is not None:
-        lines.append(f"| bytes | {result.table_bytes:,} | | | |")
-    if result.bits_per_value is not None:
-        lines.append(f"| bits_per_value | {result.bits_per_value:.4f} | | | |")
+    lines += _metric_table(result, baseline)
     conditions = result.conditions
     shape = "packed" if conditions.packed else "per document"
+    text = "no text, "
+    if conditions.n_tokens:
+        text = (
+            f"{conditions.n_tokens:,} tokens in {conditions.n_windows:,} windows of "
+            f"{conditions.window_length} ({shape}), text `{conditions.text_digest[:12]}`, "
+        )
     lines += [
         "",
-        f"{conditions.n_tokens:,} tokens in {conditions.n_windows:,} windows of "
-        f"{conditions.window_length} ({shape}), {conditions.device}, {conditions.dtype}; "
-        f"text `{conditions.text_digest[:12]}`, model `{result.identity[:12]}`, "
-        f"reference `{(result.reference_identity or 'none')[:12]}`.",
+        f"{text}{conditions.device}, {conditions.dtype}; model `{result.identity[:12]}`, "
+        f"reference `{(result.reference_identity or 'none')[:12]}`"
+        + ("." if baseline is None else f", baseline `{baseline.bundle[:12]}`."),
     ]
     if result.noise_floor is not None:
         lines.append(
@@ -167,10 +205,37 @@ def to_markdown(result: EvalResult, verdicts: Sequence[GateVerdict] = ()) -> str
     return "\n".join(lines) + "\n"
 
 
+def _metric_table(result: EvalResult, baseline: QualityRecord | None) -> list[str]:
+    """The rows of a Markdown table: metrics, then the exact sizes."""
+    titles = ["metric", "value", "s.e.", "reference", *([] if baseline is None else ["baseline"])]
+    rows = []
+    for name, metric in ordered_metrics(result.metrics):
+        reference = result.reference_metrics.get(name)
+        cells = [name, _shown(name, metric.value), _shown(name, metric.se)]
+        cells.append("" if reference is None else _shown(name, reference.value))
+        if baseline is not None:
+            before = baseline.metrics.get(name)
+            cells.append("" if before is None else _shown(name, before.value))
+        rows.append([*cells, f"{metric.n:,}"])
+    for name, form, now, before_size in (
+        ("bytes", ",", result.table_bytes, baseline and baseline.table_bytes),
+        ("bits_per_value", ".4f", result.bits_per_value, baseline and baseline.bits_per_value),
+    ):
+        if now is not None:
+            was = [] if baseline is None else [format(before_size, form) if before_size else ""]
+            rows.append([name, format(now, form), "", "", *was, ""])
+    ruler = ["---", *["---:"] * len(titles)]
+    return [
+        f"| {' | '.join([*titles, 'n'])} |",
+        f"|{'|'.join(ruler)}|",
+        *("|" + "|".join(f" {cell} " if cell else " " for cell in row) + "|" for row in rows),
+    ]
+
+
 def _shown(name: str, value: float) -> str:
     if not math.isfinite(value):
         return "-"
-    return f"{value:.4%}" if name in ("ppl_increase", "top1_agreement") else f"{value:.5g}"
+    return f"{value:.4%}" if is_ratio(name) else f"{value:.5g}"
 
 
 def _cell(text: str) -> str:
@@ -199,53 +264,3 @@ def append_step_summary(markdown: str, progress: Progress | None = None) -> bool
         (progress or TqdmProgress()).warn(f"{path}: no step summary added ({reason})")
         return False
     return True
-
-
-def to_junit(result: EvalResult, verdicts: Sequence[GateVerdict] = ()) -> str:
-    """JUnit XML with one test case a gate, as GitHub and GitLab read it.
-
-    Metrics are properties of the suite. A result with problems and no gates is one failed case:
-    an empty suite would count as passed.
-    """
-    cases = [
-        (verdict.gate.text, None if verdict.ok else (verdict.status, verdict.message))
-        for verdict in verdicts
-    ]
-    if result.problems and not cases:
-        cases = [("evaluation", ("failed", "; ".join(result.problems)))]
-    failures = sum(failure is not None for _, failure in cases)
-    counts = {"tests": str(len(cases)), "failures": str(failures), "errors": "0", "skipped": "0"}
-    elapsed = f"{sum(result.timings_s.values()):.3f}"
-    root = ET.Element("testsuites", {"name": "tolkit", **counts, "time": elapsed})
-    name = _xml(f"tol eval {result.label}")
-    suite = ET.SubElement(root, "testsuite", {"name": name, **counts, "time": elapsed})
-    properties = ET.SubElement(suite, "properties")
-    for key, value in _properties(result):
-        ET.SubElement(properties, "property", {"name": key, "value": _xml(value)})
-    for case_name, failure in cases:
-        case = ET.SubElement(
-            suite,
-            "testcase",
-            {"classname": "tolkit.eval", "name": _xml(case_name), "time": "0"},
-        )
-        if failure is not None:
-            kind, message = failure
-            element = ET.SubElement(case, "failure", {"type": kind, "message": _xml(message)})
-            element.text = _xml(message)
-    ET.indent(root)
-    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
-
-
-def _properties(result: EvalResult) -> list[tuple[str, str]]:
-    found = [("model", result.identity), ("reference", result.reference_identity or "none")]
-    found += [
-        (f"{name}.{part}", repr(number))
-        for name, metric in _ordered(result.metrics)
-        for part, number in (("value", metric.value), ("se", metric.se))
-    ]
-    return [*found, ("tokens", str(result.conditions.n_tokens))]
-
-
-def _xml(text: str) -> str:
-    """`text` with what XML cannot hold written as its code point."""
-    return _NOT_XML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

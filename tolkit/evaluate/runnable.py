@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tolkit import ranks
 from tolkit.errors import ResourceError, UsageError
 from tolkit.evaluate.windows import TextTokenizer
 from tolkit.model import Decoder, FfnRows, RowSource
@@ -33,6 +34,8 @@ _DTYPES = {
     "f16": torch.float16,
 }
 
+
+_RESIDENT_ROWS = 4096
 
 Adjust = Callable[[Sequence[Tensor | None]], Sequence[Tensor | None]]
 
@@ -69,9 +72,20 @@ class Placed:
 
     The runnable itself is not changed: its model is copied when it is elsewhere or in another
     format, and used as it is otherwise.
+
+    Args:
+        resident: decode all table rows now and keep them on the device, instead of those of each
+            batch when it comes.
     """
 
-    def __init__(self, runnable: Runnable, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        runnable: Runnable,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        resident: bool = False,
+    ) -> None:
         model = runnable.model
         if any(p.device != device or p.dtype != dtype for p in model.parameters()):
             model = copy.deepcopy(model).to(device=device, dtype=dtype)
@@ -79,6 +93,8 @@ class Placed:
         self._rows: RowSource | None = None
         if runnable.rows is not None:
             self._rows = _RowsHere(runnable.rows, device, dtype)
+            if resident:
+                self._rows = _ResidentRows(self._rows, model.config.vocab_size, device)
         if runnable.adjust is not None:
             self._rows = _Adjusted(self._rows or FfnRows(model), runnable.adjust)
 
@@ -106,6 +122,30 @@ class _RowsHere:
         ]
 
 
+class _ResidentRows:
+    """All rows of a source, decoded once: per layer [V, D] on the device, or None."""
+
+    def __init__(self, rows: RowSource, vocab_size: int, device: torch.device) -> None:
+        self._planes: list[Tensor | None] = []
+        for start in range(0, vocab_size, _RESIDENT_ROWS):
+            stop = min(start + _RESIDENT_ROWS, vocab_size)
+            parts = rows.fetch(torch.arange(start, stop, device=device))
+            if not self._planes:
+                self._planes = [
+                    None if part_nD is None else part_nD.new_empty(vocab_size, part_nD.shape[1])
+                    for part_nD in parts
+                ]
+            for plane_VD, part_nD in zip(self._planes, parts, strict=True):
+                if plane_VD is not None and part_nD is not None:
+                    plane_VD[start:stop] = part_nD
+
+    def fetch(self, ids_n: Tensor) -> Sequence[Tensor | None]:
+        return [
+            None if plane_VD is None else plane_VD.index_select(0, ids_n)
+            for plane_VD in self._planes
+        ]
+
+
 class _Adjusted:
     """A row source with `Runnable.adjust` applied to what it gives."""
 
@@ -119,17 +159,19 @@ class _Adjusted:
 def pick_device(name: str) -> torch.device:
     """``auto`` (CUDA where there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
+    Under torchrun each process of a machine takes a CUDA device of its own, unless N is named.
+
     Raises:
         UsageError: not a device name.      ResourceError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise UsageError(f"device: expected auto, cpu or cuda, got {name!r}") from error
     if device.type == "cuda":
-        index = device.index or 0
+        index = ranks.local_rank() if device.index is None else device.index
         if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             raise ResourceError(f"device: {name} is not here", hint="use --device cpu")
         return torch.device("cuda", index)

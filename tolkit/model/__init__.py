@@ -1,6 +1,6 @@
 """The decoder (dense, memory, flex), its configurations and its checkpoints."""
 
-from tolkit.model.cache import KVCache
+from tolkit.model.cache import DecoderCache, KVCache
 from tolkit.model.checkpoint import decoder_from_tensors, load_checkpoint, save_checkpoint
 from tolkit.model.config import ModelConfig
 from tolkit.model.counts import ParameterCounts, count_parameters
@@ -17,6 +17,7 @@ __all__ = [
     "Block",
     "CheckpointFiles",
     "Decoder",
+    "DecoderCache",
     "DistinctTokens",
     "FfnRows",
     "KVCache",

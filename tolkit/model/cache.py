@@ -6,6 +6,7 @@ L layers, B batch, H key-value heads, S capacity in positions, C head width.
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,24 @@ from tolkit.errors import UsageError
 from tolkit.model.config import ModelConfig
 from tolkit.model.layers import KeyValueStore
 
-__all__ = ["KVCache"]
+__all__ = ["DecoderCache", "KVCache"]
+
+
+class DecoderCache(Protocol):
+    """What `Decoder.hidden` asks of a cache; `KVCache` is one."""
+
+    @property
+    def length(self) -> int:
+        """Positions filled."""
+
+    def layer(self, layer: int) -> KeyValueStore:
+        """The store of one layer at the current length; it does not advance the length."""
+
+    def advance(self, count: int) -> None:
+        """Count `count` more positions as filled, once all layers have stored theirs."""
+
+    def check_room(self, count: int) -> None:
+        """Raise UsageError when `count` more positions do not fit."""
 
 
 class KVCache:
@@ -44,15 +62,15 @@ class KVCache:
         self.length = 0
 
     def layer(self, layer: int) -> KeyValueStore:
-        """The store of one layer at the current length; it does not advance the length."""
+        """See `DecoderCache`; the store writes in place."""
         return partial(self._append, layer)
 
     def advance(self, count: int) -> None:
-        """Count `count` more positions as filled, once all layers have stored theirs."""
+        """See `DecoderCache`."""
         self.length += count
 
     def check_room(self, count: int) -> None:
-        """Raise UsageError when `count` more positions do not fit."""
+        """See `DecoderCache`."""
         if self.length + count > self.max_len:
             raise UsageError(
                 f"cache: {self.length} + {count} positions do not fit, expected at most "

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tolkit.errors import UsageError
 from tolkit.model import training_ops
-from tolkit.model.cache import KVCache
+from tolkit.model.cache import DecoderCache
 from tolkit.model.config import ModelConfig
 from tolkit.model.gather import DistinctTokens
 from tolkit.model.layers import (
@@ -29,6 +29,7 @@ from tolkit.model.layers import (
     LinearPair,
     RmsNorm,
     SwiGlu,
+    rope_at,
     rope_tables,
 )
 from tolkit.model.rows import FfnRows, RowSource
@@ -65,9 +66,10 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         row_BTD: Tensor | None,
         store: KeyValueStore | None,
+        visible_B1TS: Tensor | None = None,
     ) -> Tensor:
         after_BTD: Tensor = stream_BTD + self.self_attn(
-            self.input_layernorm(stream_BTD), rope, store
+            self.input_layernorm(stream_BTD), rope, store, visible_B1TS
         )
         result_BTD = after_BTD
         if self.mlp is not None and self.post_attention_layernorm is not None:
@@ -158,7 +160,13 @@ class Decoder(nn.Module):
         return self.memory_ffn(layer, self.embed(ids_n))
 
     def hidden(
-        self, ids_BT: Tensor, *, rows: RowSource | None = None, cache: KVCache | None = None
+        self,
+        ids_BT: Tensor,
+        *,
+        rows: RowSource | None = None,
+        cache: DecoderCache | None = None,
+        positions_BT: Tensor | None = None,
+        visible_B1TS: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states after the last norm, [B, T, D] in the embedding's dtype.
 
@@ -167,6 +175,9 @@ class Decoder(nn.Module):
             rows: where table rows come from; by default the model's own FFN. Either way they
                 are computed or fetched once per distinct token of the call.
             cache: positions read before; the new ones are stored into it (mutated).
+            positions_BT: each row's rotary positions, int64; by default cache length + 0..T-1.
+            visible_B1TS: which of the S positions read so far each new one attends to, bool, at
+                least one each; by default all up to itself.
 
         Raises:
             UsageError: the cache is full, rows for a dense model, or no rows and no FFN.
@@ -186,16 +197,18 @@ class Decoder(nn.Module):
             else:
                 planes = rows.fetch(tokens.ids_n)
         stream_BTD = tokens.gather(embedded_nD)
-        rope = rope_tables(
-            self.config, start, ids_BT.shape[1], dtype=stream_BTD.dtype, device=ids_BT.device
-        )
+        dtype, device = stream_BTD.dtype, stream_BTD.device
+        if positions_BT is None:
+            rope = rope_tables(self.config, start, ids_BT.shape[1], dtype=dtype, device=device)
+        else:
+            rope = rope_at(self.config, positions_BT, dtype=dtype)
         for layer in range(self.num_layers):
             row_BTD = None
             plane_nD = planes[layer] if planes else None
             if plane_nD is not None:
-                row_BTD = tokens.gather(plane_nD.to(stream_BTD.dtype))
+                row_BTD = tokens.gather(plane_nD.to(device=device, dtype=dtype))
             store = None if cache is None else cache.layer(layer)
-            stream_BTD = self.block(layer)(stream_BTD, rope, row_BTD, store)
+            stream_BTD = self.block(layer)(stream_BTD, rope, row_BTD, store, visible_B1TS)
         if cache is not None:
             cache.advance(ids_BT.shape[1])
         hidden_BTD: Tensor = self.model.norm(stream_BTD)
@@ -206,7 +219,7 @@ class Decoder(nn.Module):
         return F.linear(hidden, self.embedding if self.lm_head is None else self.lm_head.weight)
 
     def forward(
-        self, ids_BT: Tensor, rows: RowSource | None = None, cache: KVCache | None = None
+        self, ids_BT: Tensor, rows: RowSource | None = None, cache: DecoderCache | None = None
     ) -> Tensor:
         """Logits [B, T, V]; arguments as in `hidden`."""
         return self.logits(self.hidden(ids_BT, rows=rows, cache=cache))

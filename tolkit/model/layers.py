@@ -22,6 +22,7 @@ __all__ = [
     "RmsNorm",
     "SwiGlu",
     "rms_norm",
+    "rope_at",
     "rope_tables",
     "swiglu",
 ]
@@ -43,10 +44,20 @@ def rope_tables(
     config: ModelConfig, start: int, length: int, *, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines [length, C] of positions start..start+length-1, angles in float32."""
-    steps = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=device).float()
+    return _rope(config, torch.arange(start, start + length, device=device), dtype)
+
+
+def rope_at(
+    config: ModelConfig, positions_BT: Tensor, *, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [B, 1, T, C] of each row's own positions (int64 [B, T]), as above."""
+    return _rope(config, positions_BT[:, None], dtype)
+
+
+def _rope(config: ModelConfig, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    steps = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device=positions.device).float()
     frequencies = 1.0 / (config.rope_theta ** (steps / config.head_dim))
-    positions = torch.arange(start, start + length, device=device).float()
-    angles = torch.outer(positions, frequencies)
+    angles = positions.float()[..., None] * frequencies
     both = torch.cat((angles, angles), dim=-1)
     return both.cos().to(dtype), both.sin().to(dtype)
 
@@ -129,6 +140,7 @@ class Attention(nn.Module):
         states_BTD: Tensor,
         rope: tuple[Tensor, Tensor],
         store: KeyValueStore | None = None,
+        visible_B1TS: Tensor | None = None,
     ) -> Tensor:
         batch, length, _ = states_BTD.shape
         queries = self.q_proj(states_BTD).view(batch, length, self.heads, self.head_dim)
@@ -140,27 +152,42 @@ class Attention(nn.Module):
         keys_BHSC, values_BHSC = rotate(keys.transpose(1, 2), *rope), values.transpose(1, 2)
         if store is not None:
             keys_BHSC, values_BHSC = store(keys_BHSC, values_BHSC)
-        mixed_BHTC = self._attend(queries_BHTC, keys_BHSC, values_BHSC)
+        mixed_BHTC = self._attend(queries_BHTC, keys_BHSC, values_BHSC, visible_B1TS)
         merged_BTD = mixed_BHTC.transpose(1, 2).reshape(batch, length, -1)
         output_BTD: Tensor = self.o_proj(merged_BTD)
         return output_BTD
 
-    def _attend(self, queries_BHTC: Tensor, keys_BHSC: Tensor, values_BHSC: Tensor) -> Tensor:
+    def _attend(
+        self,
+        queries_BHTC: Tensor,
+        keys_BHSC: Tensor,
+        values_BHSC: Tensor,
+        visible_B1TS: Tensor | None,
+    ) -> Tensor:
         groups = self.heads // self.kv_heads
         if groups > 1:  # not enable_gqa: only some fused kernels take it, the rest build T x S
             keys_BHSC = keys_BHSC.repeat_interleave(groups, dim=1)
             values_BHSC = values_BHSC.repeat_interleave(groups, dim=1)
         if torch.is_autocast_enabled("cpu") and queries_BHTC.device.type == "cpu":
             length = queries_BHTC.shape[2]
-            if 1 < length == keys_BHSC.shape[2] <= training_ops.LONGEST_ATTENTION:
+            whole = visible_B1TS is None and length == keys_BHSC.shape[2]
+            if whole and 1 < length <= training_ops.LONGEST_ATTENTION:
                 return training_ops.attend(queries_BHTC, keys_BHSC, values_BHSC)
             # Autocast would pick the CPU's bfloat16 kernel, which is slower than the float32 one.
             with torch.autocast("cpu", enabled=False):
-                return _attention(queries_BHTC.float(), keys_BHSC.float(), values_BHSC.float())
-        return _attention(queries_BHTC, keys_BHSC, values_BHSC)
+                return _attention(
+                    queries_BHTC.float(), keys_BHSC.float(), values_BHSC.float(), visible_B1TS
+                )
+        return _attention(queries_BHTC, keys_BHSC, values_BHSC, visible_B1TS)
 
 
-def _attention(queries_BHTC: Tensor, keys_BHSC: Tensor, values_BHSC: Tensor) -> Tensor:
+def _attention(
+    queries_BHTC: Tensor, keys_BHSC: Tensor, values_BHSC: Tensor, visible_B1TS: Tensor | None
+) -> Tensor:
+    if visible_B1TS is not None:
+        return F.scaled_dot_product_attention(
+            queries_BHTC, keys_BHSC, values_BHSC, attn_mask=visible_B1TS
+        )
     length, seen = queries_BHTC.shape[2], keys_BHSC.shape[2]
     if length == 1 or length == seen:
         return F.scaled_dot_product_attention(

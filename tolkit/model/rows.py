@@ -28,7 +28,7 @@ class RowSource(Protocol):
 class LazyPlanes(Sequence[Tensor | None]):
     """L planes computed when indexed, none kept; so one layer's rows are alive at a time."""
 
-    def __init__(self, layers: int, plane: Callable[[int], Tensor]) -> None:
+    def __init__(self, layers: int, plane: Callable[[int], Tensor | None]) -> None:
         self._layers = layers
         self._plane = plane
 
@@ -36,10 +36,10 @@ class LazyPlanes(Sequence[Tensor | None]):
         return self._layers
 
     @overload
-    def __getitem__(self, index: int) -> Tensor: ...
+    def __getitem__(self, index: int) -> Tensor | None: ...
     @overload
     def __getitem__(self, index: slice) -> list[Tensor | None]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor | None]:
+    def __getitem__(self, index: int | slice) -> Tensor | list[Tensor | None] | None:
         if isinstance(index, slice):
             return [self._plane(layer) for layer in range(*index.indices(self._layers))]
         if not -self._layers <= index < self._layers:

@@ -69,8 +69,8 @@ def _turn(heads: Tensor, cos_TC: Tensor, sin_TC: Tensor) -> Tensor:
     half = heads.shape[-1] // 2
     heads = heads.to(cos_TC.dtype)  # one cast: mixed dtypes take torch's slow path every time
     turned = heads * cos_TC
-    turned[..., :half].addcmul_(heads[..., half:], sin_TC[:, :half], value=-1)
-    turned[..., half:].addcmul_(heads[..., :half], sin_TC[:, half:])
+    turned[..., :half].addcmul_(heads[..., half:], sin_TC[..., :half], value=-1)
+    turned[..., half:].addcmul_(heads[..., :half], sin_TC[..., half:])
     return turned
 
 

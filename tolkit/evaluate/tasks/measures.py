@@ -99,6 +99,16 @@ def task_metrics(names: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str,
     }
 
 
+def hits(names: Sequence[str], outcomes: Sequence[Outcome]) -> dict[str, str]:
+    """Metric -> one 0 or 1 an item, for those of `names` that are the share of items got right."""
+    rights = {"acc": _right, "acc_norm": _right_by_character}
+    return {
+        name: "".join(str(int(right(outcome))) for outcome in outcomes)
+        for name, right in rights.items()
+        if name in names and all(outcome.is_finite for outcome in outcomes)
+    }
+
+
 def change_metrics(
     names: Sequence[str], outcomes: Sequence[Outcome], baseline: Sequence[Outcome]
 ) -> dict[str, Metric]:

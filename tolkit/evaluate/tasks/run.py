@@ -36,6 +36,7 @@ def evaluate_tasks(
     dtype: str | torch.dtype = "float32",
     device: str = "auto",
     batch_tokens: int | None = None,
+    tables: str = "auto",
     progress: Progress | None = None,
     labels: Sequence[str] | None = None,
     window: int | None = None,
@@ -49,7 +50,7 @@ def evaluate_tasks(
         candidates: one or more models. They are not changed.
         reference: scored once beside them, for changes and agreement; None for neither.
         tasks: from `load_task` or `find_tasks`.
-        dtype, device, batch_tokens, progress, labels: as `tolkit.evaluate.evaluate` says.
+        dtype, device, batch_tokens, tables, progress, labels: as `tolkit.evaluate.evaluate` says.
         window: tokens read at once; by default what all models can read.
         prefix_id: token that stands for an empty context; by default the tokenizer's bos, else
             its eos, else none (the first token is then context only).
@@ -65,7 +66,7 @@ def evaluate_tasks(
         DataError: an item with nothing to score.
         ResourceError: no such device, or out of memory.
     """
-    machine = Machine(device, dtype, batch_tokens)
+    machine = Machine(device, dtype, batch_tokens, tables)
     progress = progress or TqdmProgress()
     names = list(labels) if labels is not None else [c.kind for c in candidates]
     assert len(names) == len(candidates)
