@@ -190,6 +190,8 @@ def _choose(records: Sequence[QualityRecord], text: str | None, notes: list[str]
             hint=f"there are records of {', '.join(known)}" if known else "run tol eval first",
         )
     wanted = [r for r in records if r.setting.text_digest.startswith(text or "")]
+    # Records of tasks alone have no text to make a column of.
+    wanted = [r for r in wanted if r.counts["tokens"]]
     if not wanted:
         return None
     texts = [replace(record.setting, reference=None) for record in wanted]

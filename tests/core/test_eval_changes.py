@@ -185,7 +185,17 @@ def test_items_of_a_task_are_paired() -> None:
     se = difference.std(ddof=1) / math.sqrt(400)
     assert found.paired
     assert found.value == pytest.approx(difference.mean())
-    assert (found.high - found.low) / 2 == pytest.approx(1.966 * se, rel=1e-3)
+    # A little wider than a mean's: half an item more in each of the four outcomes.
+    assert 1.96 * se < (found.high - found.low) / 2 < 1.15 * 1.96 * se
+
+
+def test_the_same_bundle_again_differs_by_nothing() -> None:
+    again = change(with_task("0110"), with_task("0110"), "piqa.acc", False)
+    assert (again.low, again.value, again.high) == (0, 0, 0)
+    other = replace(with_task("0110"), identity="e" * 64)
+    different = change(other, with_task("0110"), "piqa.acc", False)
+    assert different.value == 0
+    assert different.low < 0 < different.high
 
 
 def test_other_items_of_a_task_do_not_compare() -> None:

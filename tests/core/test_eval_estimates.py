@@ -7,7 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from tolkit.evaluate.estimates import ratio_estimate, student_t_975
+from tolkit.evaluate.estimates import (
+    paired_share_estimate,
+    ratio_estimate,
+    share_estimate,
+    student_t_975,
+)
 
 
 @pytest.mark.parametrize(
@@ -96,3 +101,41 @@ def test_intervals_hold_the_truth_about_95_times_in_100() -> None:
     for name, count in hits.items():
         assert 0.90 <= count / runs <= 0.99, (name, count / runs)
     assert naive_hits / runs < 0.7
+
+
+@pytest.mark.parametrize(
+    ("hits", "items", "low", "high"),
+    # Wilson's intervals, worked out by hand from his formula with z = 1.96.
+    [(60, 60, 0.93982, 1.0), (0, 60, 0.0, 0.06018), (32, 60, 0.40894, 0.65374)],
+)
+def test_a_share_leaves_room_for_what_few_items_cannot_show(
+    hits: int, items: int, low: float, high: float
+) -> None:
+    outcomes = np.array([1.0] * hits + [0.0] * (items - hits))
+    estimate = share_estimate(outcomes)
+    assert estimate.value == hits / items
+    assert estimate.se == pytest.approx(np.std(outcomes, ddof=1) / math.sqrt(items))
+    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=2e-5)
+
+
+def test_equal_items_do_not_prove_that_nothing_changed() -> None:
+    outcomes = (np.arange(60) % 3 == 0).astype(float)
+    estimate = paired_share_estimate(outcomes, outcomes)
+    assert (estimate.value, estimate.se) == (0.0, 0.0)
+    # (0.5 - 0.5) / 62 -+ 1.96 sqrt(1 / 62) / sqrt(62)
+    assert (estimate.low, estimate.high) == pytest.approx((-0.031612, 0.031612), abs=1e-5)
+
+
+def test_intervals_of_shares_hold_the_truth_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(4)
+    alone = paired = 0
+    for _ in range(1000):
+        theirs = (rng.random(80) < 0.9).astype(float)
+        ours = np.where(rng.random(80) < 0.1, 0.0, theirs)  # some are lost
+        share, change = share_estimate(theirs), paired_share_estimate(ours, theirs)
+        alone += share.low <= 0.9 <= share.high
+        paired += change.low <= -0.9 * 0.1 <= change.high
+    assert 0.92 <= alone / 1000 <= 0.99
+    assert 0.92 <= paired / 1000 <= 0.99
+    assert math.isnan(share_estimate(np.array([1.0, math.nan])).value)
+    assert paired_share_estimate(np.ones(1), np.ones(1)).high == math.inf

@@ -16,7 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit.errors import DataError, MismatchError
-from tolkit.evaluate.estimates import Estimate, ratio_estimate, student_t_975
+from tolkit.evaluate.estimates import (
+    Estimate,
+    paired_share_estimate,
+    ratio_estimate,
+    student_t_975,
+)
 from tolkit.evaluate.gate_syntax import EXACT_METRICS
 from tolkit.evaluate.result import EvalResult, Metric, WindowSums, rounded
 from tolkit.quality_log import QualityRecord, RecordedMetric
@@ -226,7 +231,9 @@ def _of_task(result: EvalResult, record: QualityRecord, name: str, relative: boo
     value, against = result.metrics[name], record.metrics[name]
     if not relative and mine and other and _means(mine, value.value, other, against.value):
         items_W = [np.array([int(c) for c in text], dtype=np.float64) for text in (mine, other)]
-        found = ratio_estimate(items_W[0] - items_W[1], np.ones(len(mine)))
+        found = paired_share_estimate(*items_W)
+        if record.bundle == result.identity and np.array_equal(*items_W):
+            found = _NOTHING  # the same bundle again, item by item
         return Change(against.value, found.value, found.low, found.high, True)
     return _unpaired(value, against, relative)
 

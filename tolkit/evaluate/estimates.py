@@ -16,7 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Estimate", "ratio_estimate", "student_t_975"]
+__all__ = [
+    "Estimate",
+    "paired_share_estimate",
+    "ratio_estimate",
+    "share_estimate",
+    "student_t_975",
+]
+
+_Z = 1.959963984540054  # the 97.5 % point of the normal distribution
 
 Floats = npt.NDArray[np.float64]
 
@@ -63,6 +71,44 @@ def ratio_estimate(numerator_W: Floats, denominator_W: Floats) -> Estimate:
     return Estimate(value, se, value - reach, value + reach)
 
 
+def share_estimate(hits_N: Floats) -> Estimate:
+    """The share of N items that hit (0 or 1 each), with the sample standard error of a mean.
+
+    The interval is Wilson's (1927): all of few items leave room for a miss, where a mean's own
+    interval would have no width. NaN throughout with a NaN or without items.
+    """
+    items = len(hits_N)
+    mean = ratio_estimate(hits_N, np.ones(items))
+    if not math.isfinite(mean.value) or items < 2:
+        return mean
+    middle = (mean.value + _Z**2 / (2 * items)) / (1 + _Z**2 / items)
+    spread = mean.value * (1 - mean.value) / items + (_Z / (2 * items)) ** 2
+    reach = _Z * math.sqrt(spread) / (1 + _Z**2 / items)
+    # At 0 and 1 the interval ends there; rounding must not say otherwise.
+    low = 0.0 if mean.value == 0 else middle - reach
+    high = 1.0 if mean.value == 1 else middle + reach
+    return Estimate(mean.value, mean.se, low, high)
+
+
+def paired_share_estimate(ours_N: Floats, theirs_N: Floats) -> Estimate:
+    """How much larger the share of hits is in `ours_N` than in `theirs_N`, item by item.
+
+    Standard error of the mean difference; the interval is Agresti and Min's (2005), half an item
+    added to each of the four outcomes: no difference on few items does not prove that there is
+    none. NaN throughout with a NaN or without items.
+    """
+    items = len(ours_N)
+    mean = ratio_estimate(ours_N - theirs_N, np.ones(items))
+    if not math.isfinite(mean.value) or items < 2:
+        return mean
+    gained = float((ours_N > theirs_N).sum()) + 0.5
+    lost = float((ours_N < theirs_N).sum()) + 0.5
+    total = items + 2
+    middle = (gained - lost) / total
+    reach = _Z * math.sqrt((gained + lost) / total - middle**2) / math.sqrt(total)
+    return Estimate(mean.value, mean.se, middle - reach, middle + reach)
+
+
 def _exp(value: float) -> float:
     return math.inf if value > 709.0 else math.exp(value)
 
@@ -75,7 +121,7 @@ def student_t_975(degrees: int) -> float:
     """
     assert degrees >= 1
     if degrees > 200:
-        z = 1.959963984540054
+        z = _Z
         return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
     low, high = 1.9, 13.0
     for _ in range(60):

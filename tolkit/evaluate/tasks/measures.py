@@ -16,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit.errors import MismatchError
-from tolkit.evaluate.estimates import Estimate, ratio_estimate, student_t_975
+from tolkit.evaluate.estimates import (
+    Estimate,
+    paired_share_estimate,
+    ratio_estimate,
+    share_estimate,
+    student_t_975,
+)
 from tolkit.evaluate.result import Metric, metric_of
 from tolkit.evaluate.tasks.outcomes import Outcome
 
@@ -29,12 +35,12 @@ Floats = npt.NDArray[np.float64]
 class _Measure:
     """A metric as `form`(sum of numerators / sum of denominators).
 
-    form: ``mean``, ``exp`` (a perplexity) or ``bits`` (nats to bits).
+    form: ``share`` (of items that hit), ``exp`` (a perplexity) or ``bits`` (nats to bits).
     """
 
     numerator: Callable[[Outcome], float]
     denominator: Callable[[Outcome], float] = lambda outcome: 1.0
-    form: str = "mean"
+    form: str = "share"
 
     def sums(self, outcomes: Sequence[Outcome]) -> tuple[Floats, Floats]:
         """Numerators and denominators [N]; NaN for outcomes that are not finite."""
@@ -42,6 +48,8 @@ class _Measure:
         return np.array(above, np.float64), np.array([*map(self.denominator, outcomes)], np.float64)
 
     def estimate(self, outcomes: Sequence[Outcome]) -> Estimate:
+        if self.form == "share":
+            return share_estimate(self.sums(outcomes)[0])
         ratio = ratio_estimate(*self.sums(outcomes))
         if self.form == "exp":
             return ratio.exponential()
@@ -51,7 +59,7 @@ class _Measure:
         """How far each item pulls the metric [N]."""
         above_N, below_N = self.sums(outcomes)
         ratio = above_N.sum() / below_N.sum()
-        slope = {"mean": 1.0, "bits": 1 / math.log(2), "exp": self.estimate(outcomes).value}
+        slope = {"bits": 1 / math.log(2), "exp": self.estimate(outcomes).value}
         pulls_N: Floats = slope[self.form] * (above_N - ratio * below_N) / below_N.mean()
         return pulls_N
 
@@ -126,13 +134,15 @@ def change_metrics(
     found = {}
     for name in names:
         measure = METRICS[name]
-        value = measure.estimate(outcomes).value - measure.estimate(baseline).value
-        pulls_N = measure.influence(outcomes) - measure.influence(baseline)
-        found[f"{name}_change"] = metric_of(_around(value, pulls_N), _count(measure, outcomes))
+        if measure.form == "share":
+            change = paired_share_estimate(measure.sums(outcomes)[0], measure.sums(baseline)[0])
+        else:
+            value = measure.estimate(outcomes).value - measure.estimate(baseline).value
+            change = _around(value, measure.influence(outcomes) - measure.influence(baseline))
+        found[f"{name}_change"] = metric_of(change, _count(measure, outcomes))
     if "acc" in names:
         same_N = np.array([_same_choice(*pair) for pair in zip(outcomes, baseline, strict=True)])
-        agreement = ratio_estimate(same_N, np.ones(len(same_N)))
-        found["choice_agreement"] = metric_of(agreement, len(same_N))
+        found["choice_agreement"] = metric_of(share_estimate(same_N), len(same_N))
     return found
 
 
