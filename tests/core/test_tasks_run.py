@@ -203,8 +203,8 @@ def test_metrics_by_hand() -> None:
     assert found["acc"].se == pytest.approx(np.std([1, 0, 1, 1], ddof=1) / 2)
     assert found["acc_norm"].se == pytest.approx(np.std([0, 1, 1, 0], ddof=1) / 2)
     assert found["acc"].n == 4
-    low, high = found["acc"].interval
-    assert (low + high) / 2 == pytest.approx(0.75) and high - low > 2 * found["acc"].se
+    for end in found["acc"].interval:  # Wilson's: where 0.75 would just be 1.96 errors away
+        assert abs(end - 0.75) == pytest.approx(1.95996 * math.sqrt(end * (1 - end) / 4), rel=1e-5)
 
     words = [Outcome((-1.0,), greedy=True), Outcome((-3.0,), greedy=False)]
     found = task_metrics(("perplexity", "acc"), words)
