@@ -35,8 +35,12 @@ PlotOption = Annotated[
 ]
 ForceOption = Annotated[bool, option(OUTPUT, "--force", help="Replace FILE if it exists.")]
 
-_METRICS = {"ppl_token": "ppl", "ppl_increase": "ppl increase", "kl_mean_nats": "KL (nats)"}
-_METRICS["top1_agreement"] = "top-1"
+_METRICS = {
+    "ppl_token": "ppl",
+    "ppl_increase": "change, %",
+    "kl_mean_nats": "KL, nats",
+    "top1_agreement": "top-1, %",
+}
 
 
 @command(
@@ -79,7 +83,10 @@ def history(
             out.text(f"{'reference':<20}  {_reference_text(found)}")
         out.text()
     rows = [_row(i, step) for i, step in enumerate(found.steps, 1)]
-    out.table("steps", _columns(out), rows)
+    for columns in _tables(out):
+        out.table("steps", columns, rows)
+        out.text()
+    out.record("metrics", steps=[{c.key: row.get(c.key) for c in _ALL} for row in rows])
     if plot is not None:
         _draw(found, plot)
         out.field("outputs", "plot", plot, "picture")
@@ -87,21 +94,25 @@ def history(
     out.quiet_value(last.metrics["ppl_token"].value if last else None)
 
 
-def _columns(out: Output) -> list[Column]:
-    """For people an error stands behind its value, elsewhere in a column of its own."""
-    columns = [
-        Column("step", "step"),
-        Column("command", "command", right=False),
-        Column("options", "options", right=False),
-        Column("identity", "identity", lambda identity: str(identity)[:12], right=False),
-        Column("bytes", "bytes", bytes_text),
-        Column("bits_per_value", "bits/value", lambda bits: f"{bits:.4f}"),
-    ]
-    for name, title in _METRICS.items():
-        columns.append(Column(name, title, human=f"{name}_text"))
-        if out.mode != "human":
-            columns.append(Column(f"{name}_se", ""))
-    return [*columns, Column("path", "found", human="path_text", right=False)]
+_MADE = (
+    Column("step", "#"),
+    Column("command", "command", right=False),
+    Column("options", "options", right=False),
+    Column("identity", "identity", lambda identity: str(identity)[:12], right=False),
+    Column("path", "found", human="path_text", right=False),
+)
+_SIZES = (
+    Column("bytes", "size", bytes_text),
+    Column("bits_per_value", "b/v", lambda bits: f"{bits:.2f}"),
+)
+_QUALITY = tuple(Column(name, title, human=f"{name}_text") for name, title in _METRICS.items())
+_ERRORS = tuple(Column(f"{name}_se", "") for name in _METRICS)
+_ALL = (*_MADE, *_SIZES, *_QUALITY, *_ERRORS)
+
+
+def _tables(out: Output) -> list[tuple[Column, ...]]:
+    """For people two narrow tables, an error behind each value; elsewhere one with all columns."""
+    return [_MADE, (_MADE[0], *_SIZES, *_QUALITY)] if out.mode == "human" else [_ALL]
 
 
 def _row(index: int, step: Step) -> dict[str, Any]:
@@ -127,10 +138,13 @@ def _row(index: int, step: Step) -> dict[str, Any]:
 
 def _shown(name: str, value: float, se: float) -> str:
     if name in ("ppl_increase", "top1_agreement"):
-        text, error = percent_text(value, signed=name == "ppl_increase"), percent_text(se)
+        text = percent_text(value, 2, signed=name == "ppl_increase").removesuffix(" %")
+        error = f"{100 * se:.2f}"
+    elif name == "kl_mean_nats":
+        text, error = f"{value:.2e}", f"{se:.0e}"
     else:
-        text, error = number_text(value), number_text(se)
-    return f"{text.removesuffix(' %')} +/- {error}" if math.isfinite(se) else text
+        text, error = f"{value:.2f}", f"{se:.2f}"
+    return f"{text} +-{error}" if math.isfinite(se) else text
 
 
 def _reference_text(found: Lineage) -> str:

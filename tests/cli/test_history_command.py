@@ -41,8 +41,9 @@ def test_for_people_an_error_stands_behind_its_value(
 ) -> None:
     assert main(["history", str(bundle), "--format", "human"]) == 0
     text = capsys.readouterr().out
-    assert "103.5000 +/- 3.6000  +0.400 +/- 0.050 %" in text
-    assert "97.000 +/- 0.200 %" in text
+    assert "103.50 +-3.60  +0.40 +-0.05" in text
+    assert "97.00 +-0.20" in text
+    assert max(map(len, text.splitlines())) <= 80
     assert f"reference             {'d' * 12}, ppl 103.1000" in text
     assert "_se" not in text
 
@@ -54,7 +55,7 @@ def test_an_unknown_error_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixt
     result = made(identity=open_bundle(path).identity, metrics=metrics)
     append_quality(path, quality_record(result), SilentProgress())
     assert main(["history", str(path), "--format", "human"]) == 0
-    assert "  12.0000  " in capsys.readouterr().out
+    assert "  12.00  " in capsys.readouterr().out
 
 
 def test_without_records_the_steps_are_still_there(

@@ -230,9 +230,9 @@ def _of_task(result: EvalResult, record: QualityRecord, name: str, relative: boo
     mine, other = ours.outcomes.get(metric), record.outcomes.get(name)
     value, against = result.metrics[name], record.metrics[name]
     if not relative and mine and other and _means(mine, value.value, other, against.value):
-        items_W = [np.array([int(c) for c in text], dtype=np.float64) for text in (mine, other)]
-        found = paired_share_estimate(*items_W)
-        if record.bundle == result.identity and np.array_equal(*items_W):
+        ours_N, theirs_N = (np.array([*map(int, text)], np.float64) for text in (mine, other))
+        found = paired_share_estimate(ours_N, theirs_N)
+        if record.bundle == result.identity and mine == other:
             found = _NOTHING  # the same bundle again, item by item
         return Change(against.value, found.value, found.low, found.high, True)
     return _unpaired(value, against, relative)
