@@ -21,12 +21,13 @@ def items_of(folder: Path, name: str, *rows: dict[str, Any]) -> list[Item]:
 
 
 def test_lambada(tmp_path: Path) -> None:
-    rows = [{"text": "He said: well, it"}, {"text": "word"}, {"text": "a\nb  c"}]
-    first, alone, spaced = items_of(tmp_path, "lambada", *rows)
+    rows = [{"text": "He said: well, it"}, {"text": "word"}, {"text": "a\nb  c"}, {"text": "a b "}]
+    first, alone, spaced, ended = items_of(tmp_path, "lambada", *rows)
     assert first.pairs == (("He said: well,", " it"),)
     assert first.gold is None
     assert alone.pairs == (("", " word"),)
     assert spaced.pairs == (("a\nb ", " c"),)
+    assert ended.pairs == (("a b", " "),)
 
 
 def test_siqa(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from _lm_eval import check_equal, compare, judge, task_of
 from _pico import pico_checkpoint, pico_config, pico_model
 from _task_rows import ROWS, write_rows
 
+from tolkit.compress import CompressSpec, compress
 from tolkit.data import Document, Tokenizer
 from tolkit.evaluate.tasks import evaluate_tasks, find_tasks, load_task
 from tolkit.model import Decoder, save_checkpoint
@@ -44,9 +45,13 @@ def set_config(path: Path, **changes: object) -> None:
 KINDS = ("dense", "memory")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "bundle"])
 def test_equal_to_the_harness(tmp_path: Path, kind: str) -> None:
-    path = pico_checkpoint(tmp_path / kind, kind, max_position_embeddings=256)
+    architecture = "memory" if kind == "bundle" else kind
+    path = pico_checkpoint(tmp_path / kind, architecture, max_position_embeddings=256)
+    if kind == "bundle":
+        checkpoint, path = path, tmp_path / "small.tol"
+        compress(checkpoint, path, CompressSpec(codec="nf4"), progress=SilentProgress())
     found = compare(
         load_runnable(path),
         transformers_model(kind, path),
@@ -265,3 +270,20 @@ def test_files_as_they_lie_there_give_the_same_items(tmp_path: Path) -> None:
     pages = write_rows(tmp_path, {"wikitext": shared_pages()})["wikitext"]
     assert ours.digest == load_task("wikitext", pages).digest
     assert len(ours.items) == 60
+
+
+TOKENIZERS = sorted(path.parent for path in SHARED.glob("tokenizers/*/tokenizer.json"))
+
+
+@pytest.mark.skipif(not TOKENIZERS, reason="no tokenizers beside the project")
+@pytest.mark.parametrize("folder", TOKENIZERS, ids=lambda folder: folder.name)
+def test_tokenizers_mark_as_transformers_does(folder: Path) -> None:
+    file = str(folder / "tokenizer.json")
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=file)
+    ours = Tokenizer.load(folder)
+    texts = ["", " ", "a", " a", "Q: <s>x</s> <unk>\nA:", "<|endoftext|> b<|endoftext|>", "\n\nÄ 7"]
+    texts += [row["text"] for row in shared_rows("lambada")[:40]]
+    for add_special in (True, False):
+        expected = [theirs.encode(text, add_special_tokens=add_special) for text in texts]
+        assert ours.encode_batch_marked(texts, add_special=add_special) == expected
+    assert ours.encode_batch_marked(texts[4:6], add_special=False) != ours.encode_batch(texts[4:6])

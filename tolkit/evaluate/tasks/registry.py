@@ -58,7 +58,8 @@ def load_task(name: str, path: str | Path, limit: int | None = None) -> TaskData
         name: one of `TASKS`.
         path: its file; or a folder that holds it, itself or in a folder called `name`. Names
             looked for: validation, valid, dev or val with .jsonl, before these test.jsonl where
-            test labels are public (lambada, arc_easy, openbookqa, wikitext; wikitext also .txt).
+            test labels are public (lambada, arc_easy, openbookqa, wikitext); for wikitext also
+            .txt and the release's own wiki.test.raw and the like.
         limit: only the first so many items.
 
     Raises:

@@ -92,7 +92,9 @@ class _WikiText:
     version: str = "2.0"
     metrics: tuple[str, ...] = ("ppl_word", "ppl_byte", "bits_per_byte")
     file_names: tuple[str, ...] = tuple(
-        f"{split}.{suffix}" for split in _SPLITS for suffix in ("jsonl", "txt")
+        form.format(split)
+        for split in _SPLITS
+        for form in ("{}.jsonl", "{}.txt", "wiki.{}.raw", "wiki.{}.tokens")
     )
 
     def items(self, path: Path, limit: int | None) -> list[TaskItem]:
