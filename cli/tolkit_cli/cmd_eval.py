@@ -36,7 +36,6 @@ from tolkit_cli._eval_report import require_writable, show_result, write_reports
 from tolkit_cli._options import BatchTokensOption, DeviceOption
 from tolkit_cli._output import Output
 
-
 if TYPE_CHECKING:
     from tolkit.data import Tokenizer
     from tolkit.evaluate import EvalResult, Windows

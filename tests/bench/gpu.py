@@ -92,9 +92,9 @@ def bare_forward_s(machine: Machine, placed: Placed, windows: Windows, batch: in
     started_s = machine.now_s()
     for first in range(0, len(windows), batch):
         indices = list(range(first, min(first + batch, len(windows))))
-        ids_BT, _, _ = padded([windows[i] for i in indices], indices)
-        hidden_BTD = placed.hidden(ids_BT[:, :-1].to(machine.device))
-        for rows_nD in hidden_BTD.flatten(0, 1).split(4096):  # all logits at once would not fit
+        together = padded([windows[i] for i in indices], indices)
+        hidden_RTD = placed.hidden(together.inputs_RT.to(machine.device))
+        for rows_nD in hidden_RTD.flatten(0, 1).split(4096):  # all logits at once would not fit
             torch.mm(rows_nD, placed.head_weight.t())
     return machine.now_s() - started_s
 

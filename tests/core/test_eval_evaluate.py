@@ -13,8 +13,8 @@ from _pico import pico_model
 
 from tolkit.data import Document
 from tolkit.errors import DataError, MismatchError, ResourceError, UsageError
-from tolkit.evaluate import METRIC_NAMES, Windows, evaluate, windows_of
-from tolkit.evaluate.batching import batches
+from tolkit.evaluate import METRIC_NAMES, Window, Windows, evaluate, windows_of
+from tolkit.evaluate.batching import batches, padded
 from tolkit.model import Decoder
 from tolkit.progress import SilentProgress
 
@@ -418,3 +418,15 @@ def test_throughput_is_that_of_the_whole_pass() -> None:
     assert result.tokens_per_s == windows.n_tokens / result.timings_s["pass"]
     parts = ("forward", "reference_forward", "scoring_of_all")
     assert sum(result.timings_s[part] for part in parts) <= result.timings_s["pass"]
+
+
+def test_windows_that_read_the_same_share_a_row() -> None:
+    def window(*ids: int, scored: int = 1) -> Window:
+        return Window(np.array(ids, np.int32), scored, 0.0, 0.0, 0)
+
+    windows = [window(5, 6, 7, 8), window(5, 6, 7, 9), window(4, 6, 7, scored=2), window(5, 6, 7)]
+    batch = padded(windows, [10, 11, 12, 13])
+    assert batch.inputs_RT.tolist() == [[5, 6, 7], [4, 6, 6], [5, 6, 6]]
+    assert batch.targets_N.tolist() == [8, 9, 6, 7, 7]
+    assert batch.place_N.tolist() == [2, 2, 3, 4, 7]
+    assert batch.window_N.tolist() == [10, 11, 12, 12, 13]

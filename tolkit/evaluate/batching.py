@@ -1,8 +1,9 @@
-"""Windows of like length side by side. B windows of a batch, T positions, N of them scored."""
+"""Windows of like length side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from tolkit.evaluate.windows import Window
 
-__all__ = ["batches", "padded"]
+__all__ = ["Batch", "batches", "padded"]
 
 
 def batches(
@@ -34,21 +35,45 @@ def batches(
     return result
 
 
-def padded(
-    windows: Sequence[Window], indices: Sequence[int]
-) -> tuple[Tensor, Tensor, npt.NDArray[np.int64]]:
-    """Ids int64 [B, T+1], which targets count bool [B, T], and each one's window index [N].
+@dataclass(frozen=True)
+class Batch:
+    """What models read at once: R rows of T input tokens, N scored positions in them.
 
-    Shorter windows are filled on the right with their own last id: a causal model's earlier
-    positions do not see it, and no new distinct token appears.
+    inputs_RT: int64.     targets_N: int64, the token each position should predict.
+    place_N: int64, each position's place in the flattened rows.
+    window_N: the window each position belongs to.
     """
-    longest = max(len(window.ids) for window in windows)
-    ids_BT = np.empty((len(windows), longest), dtype=np.int64)
-    scored_BT = np.zeros((len(windows), longest - 1), dtype=bool)
-    for row, window in enumerate(windows):
-        count = len(window.ids)
-        ids_BT[row, :count] = window.ids
-        ids_BT[row, count:] = window.ids[-1]
-        scored_BT[row, count - 1 - window.scored : count - 1] = True
-    window_N = np.repeat(np.asarray(indices, dtype=np.int64), [window.scored for window in windows])
-    return torch.from_numpy(ids_BT), torch.from_numpy(scored_BT), window_N
+
+    inputs_RT: Tensor
+    targets_N: Tensor
+    place_N: Tensor
+    window_N: npt.NDArray[np.int64]
+
+
+def padded(windows: Sequence[Window], indices: Sequence[int]) -> Batch:
+    """Some windows as one batch; `indices` are what `window_N` calls them.
+
+    Windows that read the same tokens share a row (choices of one token differ in the target
+    alone). Shorter rows are filled on the right with their own last input: a causal model's
+    earlier positions do not see it, and no new distinct token appears.
+    """
+    longest = max(len(window.ids) for window in windows) - 1
+    rows: dict[bytes, int] = {}
+    inputs: list[npt.NDArray[np.int64]] = []
+    places, targets = [], []
+    for window in windows:
+        read = window.ids[:-1]
+        key = read.tobytes()
+        if key not in rows:
+            rows[key] = len(inputs)
+            inputs.append(np.full(longest, read[-1], np.int64))
+            inputs[-1][: len(read)] = read
+        end = rows[key] * longest + len(read)
+        places.append(np.arange(end - window.scored, end))
+        targets.append(window.ids[len(window.ids) - window.scored :].astype(np.int64))
+    return Batch(
+        torch.from_numpy(np.stack(inputs)),
+        torch.from_numpy(np.concatenate(targets)),
+        torch.from_numpy(np.concatenate(places)),
+        np.repeat(np.asarray(indices, dtype=np.int64), [window.scored for window in windows]),
+    )

@@ -1,6 +1,6 @@
 """Running models over windows: every candidate beside the reference, which runs once a window.
 
-B batch, T positions, N scored positions of a batch, D hidden, W windows.
+R rows and T positions of a batch, N scored positions, D hidden, W windows.
 """
 
 from __future__ import annotations
@@ -181,21 +181,20 @@ class ForwardPass:
     def _score(self, batch: Sequence[int]) -> None:
         """All models on one batch; the tallies change only when all of them got through."""
         device = self.machine.device
-        ids_BT, scored_BT, window_N = padded([self.windows[i] for i in batch], batch)
-        inputs_BT = ids_BT[:, :-1].to(device)
-        targets_N = ids_BT[:, 1:][scored_BT].to(device)
-        index_N = scored_BT.flatten().nonzero()[:, 0].to(device)
+        together = padded([self.windows[i] for i in batch], batch)
+        inputs_RT = together.inputs_RT.to(device)
+        targets_N, place_N = together.targets_N.to(device), together.place_N.to(device)
         hidden: list[Tensor] = []
         for model, placed in enumerate(self.models):
             started_s = self.machine.now_s()
-            hidden_BTD = placed.hidden(inputs_BT)
-            hidden.append(hidden_BTD.flatten(0, 1).index_select(0, index_N))
+            hidden_RTD = placed.hidden(inputs_RT)
+            hidden.append(hidden_RTD.flatten(0, 1).index_select(0, place_N))
             self.forward_s[model] += self.machine.now_s() - started_s
         started_s = self.machine.now_s()
         heads = [placed.head_weight for placed in self.models]
         scores = score_positions(hidden, heads, targets_N, with_reference=self.with_reference)
         for tally, of_model in zip(self.tallies, scores, strict=True):
-            tally.add(of_model, window_N)
+            tally.add(of_model, together.window_N)
         self.scoring_s += self.machine.now_s() - started_s
 
 
