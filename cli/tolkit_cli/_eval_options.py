@@ -102,7 +102,7 @@ GateOption = Annotated[
         "--gate",
         metavar="COND",
         help="Condition to meet: ppl_increase<=0.5%, kl_mean<=0.01, top1_agreement>=97%, "
-        "bytes<=1.6GB. Repeatable.",
+        "bytes<=1.6GB, ppl_token<=baseline+0.5%, piqa.acc>=55%. Repeatable.",
     ),
 ]
 GatesOption = Annotated[

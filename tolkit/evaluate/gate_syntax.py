@@ -114,10 +114,12 @@ def parse_gate(text: str) -> Gate:
     metric = _metric(match["metric"])
     partner: Partner | None = match["partner"]  # type: ignore[assignment]  # by the pattern
     if partner == "reference" and metric not in _OF_REFERENCE:
+        # A task's difference from the reference is a metric of its own.
+        instead = f"{metric}_change" if "." in metric else metric
         raise UsageError(
             f"gate: {metric} has no value for the reference, expected one of "
             f"{', '.join(_OF_REFERENCE)}, got {text!r}",
-            hint=f"write {metric}{match['comparison']}VALUE",
+            hint=f"write {instead}{match['comparison']}VALUE",
         )
     limit = _limit(metric, match, text)
     comparison: Comparison = match["comparison"]  # type: ignore[assignment]  # by the pattern
