@@ -30,6 +30,7 @@ SCHEMA = "tolkit.result/1"
 Mode = Literal["human", "plain", "json"]
 Section = Literal["inputs", "outputs", "metrics"]
 _LABEL_WIDTH = 20
+_WIDTH = 80
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,12 @@ class Output:
         rows: Iterable[Mapping[str, Any]],
         *,
         in_json: bool = True,
+        leading: int = 0,
     ) -> None:
-        """Rows, under `metrics.key` in JSON unless told otherwise; None prints as "-"."""
+        """Rows, under `metrics.key` in JSON unless told otherwise; None prints as "-".
+
+        For people a table that is too wide goes on below, its `leading` columns repeated.
+        """
         rows = [dict(row) for row in rows]
         if in_json:
             self._sections["metrics"][key] = [
@@ -140,12 +145,14 @@ class Output:
         widths = [
             max(len(c.title), *(len(line[i]) for line in cells), 0) for i, c in enumerate(columns)
         ]
-        for line in [[c.title for c in columns], *cells]:
-            parts = [
-                text.rjust(width) if column.right else text.ljust(width)
-                for text, width, column in zip(line, widths, columns, strict=True)
-            ]
-            self._write("  ".join(parts).rstrip() + "\n")
+        for number, shown in enumerate(_fitting(widths, leading)):
+            self._write("\n" if number else "")
+            for line in [[c.title for c in columns], *cells]:
+                parts = [
+                    line[i].rjust(widths[i]) if columns[i].right else line[i].ljust(widths[i])
+                    for i in shown
+                ]
+                self._write("  ".join(parts).rstrip() + "\n")
 
     def text(self, line: str = "") -> None:
         """A line for people only."""
@@ -254,6 +261,16 @@ def discard_stdout(stream: TextIO) -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, descriptor)
     os.close(null)
+
+
+def _fitting(widths: Sequence[int], leading: int) -> list[list[int]]:
+    """Columns of each part of a table, so that none is wider than 80 where that can be."""
+    parts = [list(range(leading or len(widths)))]
+    for i in range(len(parts[0]), len(widths)):
+        if sum(widths[k] + 2 for k in parts[-1]) + widths[i] > _WIDTH and len(parts[-1]) > leading:
+            parts.append(list(range(leading)))
+        parts[-1].append(i)
+    return parts
 
 
 def _cell(column: Column, row: Mapping[str, Any]) -> str:

@@ -198,7 +198,9 @@ def _show(out: Output, report: StudyReport) -> None:
     out.field("metrics", "measured", report.measured, "points", reused)
     out.record("metrics", reused=report.reused)
     out.text()
-    out.table("points", _columns(report), [_row(report, row) for row in report.rows])
+    leading = next(i for i, f in enumerate(report.fields) if f.kind not in _NAMING)
+    rows = [_row(report, row) for row in report.rows]
+    out.table("points", _columns(out, report), rows, leading=max(1, leading))
     out.text()
     paper = report.study.paper
     place = f"{SOURCE}, {paper.place}, {MODEL}"
@@ -210,8 +212,11 @@ def _show(out: Output, report: StudyReport) -> None:
     out.quiet_value(report.files["md"])
 
 
-def _columns(report: StudyReport) -> list[Column]:
-    """Each field, and its standard error where it has one."""
+_NAMING = ("text", "count", "exact")  # kinds of the columns that say which point it is
+
+
+def _columns(out: Output, report: StudyReport) -> list[Column]:
+    """Each field; its standard error behind it for people, in a column of its own elsewhere."""
     from tolkit.study.fields import se_key
 
     columns = []
@@ -219,9 +224,8 @@ def _columns(report: StudyReport) -> list[Column]:
         columns.append(
             Column(field.key, field.title, right=field.kind != "text", human=f"{field.key}_text")
         )
-        if field.with_se:
-            key = se_key(field)
-            columns.append(Column(key, "+/- s.e.", human=f"{key}_text"))
+        if field.with_se and out.mode != "human":
+            columns.append(Column(se_key(field), ""))
     return columns
 
 
@@ -230,7 +234,8 @@ def _row(report: StudyReport, row: Any) -> dict[str, Any]:
 
     found = dict(row)
     for field in report.fields:
-        found[f"{field.key}_text"] = cell_text(field, row)
-        if field.with_se:
-            found[f"{se_key(field)}_text"] = cell_text(field, row, se_key(field))
+        text = cell_text(field, row)
+        if field.with_se and text != "-":
+            text = f"{text.removesuffix(' %')} +-{cell_text(field, row, se_key(field))}"
+        found[f"{field.key}_text"] = text
     return found

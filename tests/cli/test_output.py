@@ -138,3 +138,27 @@ def test_human_on_a_terminal_plain_elsewhere() -> None:
 
     assert Output(stdout=Terminal()).mode == "human"
     assert Output(stdout=io.StringIO()).mode == "plain"
+
+
+def test_a_wide_table_goes_on_below_with_its_leading_columns_again() -> None:
+    columns = [Column("id", "id", right=False), *(Column(f"c{i}", f"c{i}") for i in range(5))]
+    row = {"id": "x", **{f"c{i}": str(i) * 30 for i in range(5)}}
+    out = Output(mode="human", stdout=io.StringIO(), stderr=io.StringIO())
+    out.table("rows", columns, [row], leading=1)
+    assert isinstance(out.stdout, io.StringIO)
+    lines = out.stdout.getvalue().splitlines()
+    assert [line.split() for line in lines] == [
+        ["id", "c0", "c1"],
+        ["x", "0" * 30, "1" * 30],
+        [],
+        ["id", "c2", "c3"],
+        ["x", "2" * 30, "3" * 30],
+        [],
+        ["id", "c4"],
+        ["x", "4" * 30],
+    ]
+    assert max(map(len, lines)) <= 80
+    whole = Output(mode="human", stdout=io.StringIO(), stderr=io.StringIO())
+    whole.table("rows", columns, [row])
+    assert isinstance(whole.stdout, io.StringIO)
+    assert len(whole.stdout.getvalue().splitlines()) == 2
