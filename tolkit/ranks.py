@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,6 +44,7 @@ def add_up(arrays: Sequence[npt.NDArray[np.generic]]) -> None:
         return
     try:
         if not dist.is_initialized():
+            _stay_on_this_machine()
             dist.init_process_group("gloo")
         for array in arrays:
             dist.all_reduce(torch.from_numpy(array))
@@ -51,3 +53,10 @@ def add_up(arrays: Sequence[npt.NDArray[np.generic]]) -> None:
             f"process {rank()} of {world_size()}: the others cannot be reached ({error})",
             hint="start all of them with torchrun",
         ) from error
+
+
+def _stay_on_this_machine() -> None:
+    """Processes of one machine meet on its loopback: its own name may not resolve."""
+    alone = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
+    if alone and sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -50,6 +50,7 @@ def test_two_processes_report_what_one_does(work: Path) -> None:
     alone, _, _ = evaluated(work, sys.executable, markdown="alone.md")
     records = (work / "b.tol" / "quality.jsonl").read_text()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--local-addr", "127.0.0.1"]  # a test machine's name may not resolve
     both, errors, report = evaluated(work, *torchrun, "--nproc-per-node", "2", markdown="two.md")
     assert both["metrics"]["ppl_increase"]["n"] > 1000
     for name in ("ppl_token", "ppl_increase", "kl_mean_nats", "kl_p99_nats", "top1_agreement"):

@@ -36,6 +36,7 @@ def test_two_processes_score_what_one_does(tmp_path: Path) -> None:
     write_rows(tmp_path / "tasks")
     alone = scored(tmp_path, sys.executable)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--local-addr", "127.0.0.1"]  # a test machine's name may not resolve
     both = scored(tmp_path, *torchrun, "--nproc-per-node", "2")
     assert {name.partition(".")[0] for name in alone} == set(ROWS)
     assert both.keys() == alone.keys()
