@@ -21,7 +21,6 @@ from torch import Tensor
 from tolkit import ranks
 from tolkit.calibrate.probes import reader_gradients
 from tolkit.calibrate.select import spread_windows
-from tolkit.compress.gram import GramAccumulator
 from tolkit.errors import CheckpointError, NonFiniteError, UsageError
 from tolkit.evaluate.batching import batches
 from tolkit.evaluate.forward import Machine
@@ -35,6 +34,7 @@ from tolkit_formats.manifest import Sources
 __all__ = ["CalibrationSpec", "Measured", "calibrate"]
 
 _BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
+_BLOCK_ROWS = 1024
 _DTYPES = ("float32", "bfloat16")
 
 
@@ -105,7 +105,8 @@ def calibrate(
     only do not enter.
 
     Memory: L x D x D float64 for the sums (805 MB at L 24, D 2048), and what autograd keeps of
-    2,048 tokens (16,384 on CUDA) or one window: some 15 L x D values a token.
+    2,048 tokens (16,384 on CUDA) or one window, probes and gradients included: some 8 L x D
+    values a token.
     Time: one forward and one backward pass without weight gradients, all layers at once.
 
     On one device the result is the same bits for the same text, spec and number of intra-op
@@ -133,14 +134,15 @@ def calibrate(
     chosen = spread_windows(windows.scored_W, spec.tokens)
     config = model.model.config
     with machine.running(gradients=True):
+        shape = (config.hidden_size, config.hidden_size)
         grams = [
-            GramAccumulator(config.hidden_size, device=machine.device)
+            torch.zeros(shape, dtype=torch.float64, device=machine.device)
             for _ in range(config.num_hidden_layers)
         ]
         placed = machine.place(model)
         _accumulate(placed, windows, chosen, spec.seed, grams, machine, progress, str(model.path))
     return Measured(
-        grams=[gram.gram_DD().cpu() for gram in grams],
+        grams=[(gram_DD + gram_DD.T).div_(2).cpu() for gram_DD in grams],
         tokens=int(windows.scored_W[chosen].sum()),
         n_windows=len(chosen),
         window=windows.length,
@@ -156,7 +158,7 @@ def _accumulate(
     windows: Windows,
     chosen: npt.NDArray[np.int64],
     seed: int,
-    grams: Sequence[GramAccumulator],
+    grams: Sequence[Tensor],
     machine: Machine,
     progress: Progress | None,
     label: str,
@@ -185,8 +187,14 @@ def _accumulate(
                         f"{windows.name_of(min(batch))}",
                         hint="try --dtype float32, and tol eval to see whether the model runs",
                     )
-                grams[layer].add(gradient_ND.float())
+                _add_products(grams[layer], gradient_ND.float())
             task.advance(len(uniforms_N))
+
+
+def _add_products(gram_DD: Tensor, gradient_ND: Tensor) -> None:
+    """Float32 products of some rows at a time, summed in float64 (mutated)."""
+    for block_nD in gradient_ND.split(_BLOCK_ROWS):
+        gram_DD += block_nD.T @ block_nD
 
 
 def _stacked(windows: Windows, batch: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -50,8 +50,10 @@ def reader_gradients(
     flat_nD = hidden_BTD.detach().flatten(0, 1)
     gradient_ND, _ = sampled_gradient(flat_nD[place_N], placed.head_weight, uniforms_N)
     outer_nD = torch.zeros_like(flat_nD).index_copy_(0, place_N, gradient_ND)
-    found = torch.autograd.grad(hidden_BTD, probes, outer_nD.view_as(hidden_BTD))
-    return [gradient_BTD.flatten(0, 1).index_select(0, place_N) for gradient_BTD in found]
+    found = list(torch.autograd.grad(hidden_BTD, probes, outer_nD.view_as(hidden_BTD)))
+    for layer, gradient_BTD in enumerate(found):  # in place: a second list of copies is large
+        found[layer] = gradient_BTD.flatten(0, 1).index_select(0, place_N)
+    return found
 
 
 @contextmanager
