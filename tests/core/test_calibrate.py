@@ -190,6 +190,13 @@ def test_labels_follow_the_softmax() -> None:
     torch.testing.assert_close(gradient_ND, expected_ND, rtol=1e-5, atol=1e-6)
 
 
+def test_a_token_without_probability_is_never_drawn() -> None:
+    head_VD = torch.tensor([[-1e4], [0.0], [-1e4], [0.0], [-1e4]])
+    uniforms_N = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    _, labels_N = sampled_gradient(torch.ones(3, 1), head_VD, uniforms_N)
+    assert labels_N.tolist() == [1, 3, 3]
+
+
 def test_labels_do_not_depend_on_the_block_of_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden_ND, head_VD = torch.randn(23, 8), torch.randn(50, 8)
     uniforms_N = torch.rand(23, dtype=torch.float64)

@@ -3,7 +3,9 @@
 For table L, G_L = E[g g^T], where g is the gradient, at one position, of the log-likelihood of
 labels the model itself draws, with respect to what the one reader of that table's error reads
 (`probes`). To second order an error e of the running sum after table L costs e^T G_L e / 2 nats a
-token, as long as the next table pays it back.
+token, as long as the next table pays it back. In directions that matter little this holds for
+small errors only (a norm in between bends what is large), so whoever spends bits by it adds a part
+of the mean diagonal first.
 
 L layers, N scored positions, D hidden, W windows.
 """

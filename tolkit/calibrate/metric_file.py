@@ -5,6 +5,7 @@ Its metadata says what they were measured on and holds the digests of the model 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ __all__ = ["FORMAT", "VERSION", "Calibration", "load_metric", "save_metric"]
 FORMAT = "tolkit-calibration"
 VERSION = "1"
 _BINDING = ("embedding", "config", "tokenizer")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _HINT = "write one with: tol calibrate MODEL --data TEXT -o FILE"
 
 
@@ -141,9 +143,11 @@ def _require_model(file: TensorFile, source: TableSource) -> None:
     expected = _binding(source.sources())
     for name in _BINDING:
         found = file.metadata.get(name)
-        if found is None and name != "tokenizer":
-            raise BundleError(f"{file.path}: metadata lacks {name!r}")
-        if found is not None and found != expected.get(name, found):
+        if found is None and name == "tokenizer":
+            continue
+        if found is None or not _DIGEST.fullmatch(found):
+            raise BundleError(f"{file.path}: metadata lacks the SHA-256 digest {name!r}")
+        if found != expected.get(name, found):
             raise MismatchError(
                 f"{file.path}: measured with another {name} than {source.path}'s, expected digest "
                 f"{expected[name][:12]}, got {found[:12]}",
