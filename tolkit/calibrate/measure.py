@@ -195,7 +195,8 @@ def _accumulate(
 
 def _add_products(gram_DD: Tensor, gradient_ND: Tensor) -> None:
     """Float32 products of some rows at a time, summed in float64 (mutated)."""
-    for block_nD in gradient_ND.split(_BLOCK_ROWS):
+    for start in range(0, len(gradient_ND), _BLOCK_ROWS):
+        block_nD = gradient_ND[start : start + _BLOCK_ROWS]
         gram_DD += block_nD.T @ block_nD
 
 
