@@ -101,7 +101,7 @@ def drop_layers(
         plan,
         out,
         command="drop-layers",
-        options={"layers": list(spec.layers), "fold": spec.fold},
+        options={"layers": list(spec.layers), "fold": spec.fold, **spec.chosen_by},
         weights_V=source.token_counts_V,
         resources=resources or Resources(),
         progress=progress or TqdmProgress(),

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tolkit.compress.choose_measure import LayerSet, Meter, SetCost
-from tolkit.compress.choose_search import DropWish, Step, backward, better, forward, swapped
+from tolkit.compress.choose_search import DropWish, Step, better, search_sets
 from tolkit.errors import GateError, UsageError
 from tolkit.evaluate.forward import Machine
 from tolkit.evaluate.gate_syntax import parse_gate
@@ -38,24 +38,22 @@ class Choice:
     Attributes:
         wish: what was asked for.
         cost: the chosen set, where its tables go, and what that costs.
-        as_is: what the model costs before any layer goes: zero against itself.
+        as_is: what the model costs before any layer goes; None where costs compare with it.
         alone: each layer that has a table left out alone, in layer order.
         steps: of all searches, in the order they ran.
         found: search -> the set it ended with.
-        reference: identity of what costs compare with.
-        against_itself: that is the model as it is.
+        reference: identity of what costs compare with; None for the model as it is.
         evaluations: sets evaluated.     elapsed_s: seconds that took.
         n_tokens, n_windows, window_length, text_digest: the text.
     """
 
     wish: DropWish
     cost: SetCost
-    as_is: SetCost
+    as_is: SetCost | None
     alone: tuple[SetCost, ...]
     steps: tuple[Step, ...]
     found: Mapping[str, SetCost]
-    reference: str
-    against_itself: bool
+    reference: str | None
     evaluations: int
     elapsed_s: float
     n_tokens: int
@@ -81,7 +79,7 @@ class Choice:
             "search": wish.search,
             "text": self.text_digest[:16],
             "window": self.window_length,
-            **({} if self.against_itself else {"reference": self.reference[:16]}),
+            **({} if self.reference is None else {"reference": self.reference[:16]}),
         }
 
 
@@ -125,26 +123,21 @@ def choose_layers(
         progress=progress or TqdmProgress(),
     )
     kept = meter.kept
-    if wish.auto is not None and wish.auto >= len(kept):
-        raise UsageError(
-            f"auto: {wish.auto} of {len(kept)} layers that have a table, expected 1 to "
-            f"{len(kept) - 1}"
-        )
-    follow = most_evaluations(len(kept), wish) - len(kept)
-    as_is, *alone = meter.costs(
-        [(), *([(layer,) for layer in kept] if len(kept) > 1 else [])], "each layer alone", follow
-    )
+    _require_enough(len(kept), wish)
+    before: list[LayerSet] = [] if reference is None else [()]
+    sets = [*before, *((layer,) for layer in kept)]
+    costs = meter.costs(sets, "each layer alone", most_evaluations(len(kept), wish) - len(kept))
+    alone = costs[len(before) :]
     _require_possible(alone, wish)
-    steps, found = _search(meter, wish, alone)
+    steps, found = search_sets(meter, wish, alone)
     return Choice(
         wish=wish,
         cost=better(list(found.values())),
-        as_is=as_is,
+        as_is=costs[0] if before else None,
         alone=tuple(alone),
         steps=tuple(steps),
         found=found,
-        reference=(reference or runnable).identity,
-        against_itself=reference is None,
+        reference=None if reference is None else reference.identity,
         evaluations=meter.evaluations,
         elapsed_s=meter.elapsed_s,
         n_tokens=windows.n_tokens,
@@ -155,16 +148,17 @@ def choose_layers(
 
 
 def most_evaluations(kept: int, wish: DropWish) -> int:
-    """Sets that are evaluated at most before exchanges, of `kept` layers that have a table.
+    """Sets of layers that are evaluated at most, exchanges apart, where `kept` have a table.
 
-    Under a bound the number depends on what is found; this is all of them.
+    Under a bound it depends on what is found; this is if all layers but one could go.
     """
     most = wish.most(kept)
-    alone = 1 + kept
     ahead = sum(kept - chosen for chosen in range(1, most))
     start = min(2 * most, kept - 1)
-    back = sum(range(most + 1, start + 1)) if wish.auto is not None else sum(range(2, start + 1))
-    return alone + {"forward": ahead, "backward": back, "auto": ahead + back}[wish.search]
+    back = max(1, sum(range(most + 1, start + 1)))
+    if wish.auto is None:
+        back = sum(range(1, start + 1))  # the start itself, then all the way down
+    return kept + {"forward": ahead, "backward": back, "auto": ahead + back}[wish.search]
 
 
 def parse_bound(text: str, name: str) -> float:
@@ -178,66 +172,39 @@ def parse_bound(text: str, name: str) -> float:
     """
     metric = {"max_kl": "kl_mean", "max_ppl_increase": "ppl_increase"}[name]
     example = "0.01" if name == "max_kl" else "0.4%"
+    said = f"{name}: {text!r} is not a bound, expected a number like {example}"
     try:
-        return parse_gate(f"{metric}<={text}").limit
+        gate = parse_gate(f"{metric}<={text}")
     except UsageError as error:
+        raise UsageError(said) from error
+    if gate.partner is not None:
+        raise UsageError(said)
+    return gate.limit
+
+
+def _require_enough(kept: int, wish: DropWish) -> None:
+    """UsageError unless a layer would be left."""
+    if kept < 2:
+        raise UsageError("auto: only one layer has a table, nothing can be left out")
+    if wish.auto is not None and wish.auto >= kept:
         raise UsageError(
-            f"{name}: {text!r} is not a bound, expected a number like {example}"
-        ) from error
+            f"auto: {wish.auto} of {kept} layers that have a table, expected 1 to {kept - 1}"
+        )
 
 
 def _require_possible(alone: list[SetCost], wish: DropWish) -> None:
     """GateError when not even one layer can go."""
-    if not alone:
-        raise UsageError("auto: only one layer has a table, nothing can be left out")
     if any(wish.allows(cost) for cost in alone):
         return
-    cheapest = min(alone, key=lambda cost: cost.kl_nats.value)
-    kl, change = cheapest.kl_nats, cheapest.ppl_increase
-    bound = f"KL {wish.max_kl:g}"
+    by_kl = wish.max_kl is not None
+    name, bound = ("max_kl", f"KL {wish.max_kl:g} nats") if by_kl else ("max_ppl_increase", "")
     if wish.max_ppl_increase is not None:
-        bound = f"{100 * wish.max_ppl_increase:g} % perplexity"
-        cheapest = min(alone, key=lambda cost: cost.ppl_increase.value)
+        bound = f"{100 * wish.max_ppl_increase:g} % of perplexity"
+    cheapest = min(alone, key=lambda c: (c.kl_nats if by_kl else c.ppl_increase).interval[1])
+    kl, change = cheapest.kl_nats, cheapest.ppl_increase
     raise GateError(
-        f"{'max_kl' if wish.max_kl is not None else 'max_ppl_increase'}: no layer can go within "
-        f"{bound}, the cheapest, layer {cheapest.layers[0]}, costs KL {kl.value:.5f} +/- "
-        f"{kl.se:.5f} and {100 * change.value:+.3f} +/- {100 * change.se:.3f} % perplexity",
+        f"{name}: no layer can go within {bound}; the cheapest, layer {cheapest.layers[0]}, costs "
+        f"KL {kl.value:.2g} +/- {kl.se:.1g} nats and {100 * change.value:+.3f} +/- "
+        f"{100 * change.se:.3f} % of perplexity",
         hint="the upper end of the 95 % interval must hold: raise the bound, or give more text",
     )
-
-
-def _search(
-    meter: Meter, wish: DropWish, alone: list[SetCost]
-) -> tuple[list[Step], dict[str, SetCost]]:
-    """All steps of the searches asked for, and the set each of them ended with."""
-    steps: list[Step] = []
-    found: dict[str, SetCost] = {}
-    if wish.search != "backward":
-        steps += forward(meter, wish)
-        _keep_last(found, "forward", steps)
-    if wish.search != "forward":
-        least = len(found["forward"].layers) if found else 1
-        back = backward(meter, wish, _start(meter, wish, alone, least), least)
-        _keep_last(found, "backward", back)
-        steps += back
-    if wish.search == "auto":
-        exchanged = swapped(meter, wish, better(list(found.values())))
-        _keep_last(found, "swap", exchanged)
-        steps += exchanged
-    return steps, found
-
-
-def _start(meter: Meter, wish: DropWish, alone: list[SetCost], least: int) -> LayerSet:
-    """Where going backward begins: the layers that cost least alone, more than will go."""
-    by_cost = [c.layers[0] for c in sorted(alone, key=lambda c: (c.kl_nats.value, c.layers))]
-    size = 2 * (wish.auto or least)
-    if wish.auto is None and wish.search == "backward":
-        size = sum(wish.allows(cost) for cost in alone)
-    return tuple(sorted(by_cost[: min(size, len(meter.kept) - 1)]))
-
-
-def _keep_last(found: dict[str, SetCost], name: str, steps: list[Step]) -> None:
-    """Note the last set a search took, where it took one."""
-    taken = [step.taken for step in steps if step.taken is not None]
-    if taken:
-        found[name] = taken[-1]

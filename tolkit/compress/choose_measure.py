@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tolkit.compress.fold import drop
 from tolkit.errors import DataError, NonFiniteError
@@ -192,4 +193,4 @@ def _parts(sets: Sequence[LayerSet]) -> list[Sequence[LayerSet]]:
     """As few passes as `_AT_ONCE` allows, of about equal size."""
     passes = -(-len(sets) // _AT_ONCE)
     edges = [len(sets) * i // passes for i in range(passes + 1)]
-    return [sets[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [sets[a:b] for a, b in pairwise(edges)]

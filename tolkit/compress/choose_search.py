@@ -13,7 +13,16 @@ from typing import Literal
 from tolkit.compress.choose_measure import LayerSet, Meter, SetCost
 from tolkit.errors import UsageError
 
-__all__ = ["DropWish", "Search", "Step", "backward", "better", "forward", "swapped"]
+__all__ = [
+    "DropWish",
+    "Search",
+    "Step",
+    "backward",
+    "better",
+    "forward",
+    "search_sets",
+    "swapped",
+]
 
 Search = Literal["forward", "backward", "auto"]
 
@@ -83,6 +92,34 @@ def better(costs: Sequence[SetCost]) -> SetCost:
     return min(costs, key=lambda cost: (-len(cost.layers), *_rank(cost)))
 
 
+def search_sets(
+    meter: Meter, wish: DropWish, alone: Sequence[SetCost]
+) -> tuple[list[Step], dict[str, SetCost]]:
+    """All steps of the searches the wish names, and the set each of them ended with.
+
+    Args:
+        alone: each kept layer's cost; at least one of them the wish allows.
+    """
+    steps: list[Step] = []
+    found: dict[str, SetCost] = {}
+    if wish.search != "backward":
+        steps += forward(meter, wish)
+        _keep_last(found, "forward", steps)
+    if wish.search != "forward":
+        least = len(found["forward"].layers) if found else 1
+        back = backward(meter, wish, _start(meter, wish, alone, least), least)
+        _keep_last(found, "backward", back)
+        steps += back
+    if wish.search == "auto":
+        exchanged = swapped(meter, wish, better(list(found.values())))
+        if wish.auto is None and exchanged and exchanged[0].taken is not None:
+            # A cheaper set of the same size may have room for one more layer.
+            exchanged += forward(meter, wish, better(_taken(exchanged)).layers)
+        _keep_last(found, "swap", exchanged)
+        steps += exchanged
+    return steps, found
+
+
 def forward(meter: Meter, wish: DropWish, start: LayerSet = ()) -> list[Step]:
     """Add the layer that costs least beside those already chosen, until enough or too much."""
     steps: list[Step] = []
@@ -107,7 +144,7 @@ def backward(meter: Meter, wish: DropWish, start: LayerSet, least: int) -> list[
     """
     steps: list[Step] = []
     chosen, stop = start, least if wish.auto is None else wish.auto
-    if wish.auto is None:
+    if wish.auto is None or len(chosen) == stop:
         step = _step("backward", meter, wish, [start], len(start), 0)
         steps.append(step)
         if step.taken is not None:
@@ -162,3 +199,23 @@ def _neighbours(kept: Sequence[int], chosen: LayerSet) -> list[LayerSet]:
 def _rank(cost: SetCost) -> tuple[float, LayerSet]:
     """By KL; equal ones by their layers, so that equal runs choose alike."""
     return cost.kl_nats.value, cost.layers
+
+
+def _start(meter: Meter, wish: DropWish, alone: Sequence[SetCost], least: int) -> LayerSet:
+    """Where going backward begins: the layers that cost least alone, more than will go."""
+    by_cost = [c.layers[0] for c in sorted(alone, key=lambda c: (c.kl_nats.value, c.layers))]
+    size = 2 * (wish.auto or least)
+    if wish.auto is None and wish.search == "backward":
+        size = sum(wish.allows(cost) for cost in alone)
+    return tuple(sorted(by_cost[: min(size, len(meter.kept) - 1)]))
+
+
+def _keep_last(found: dict[str, SetCost], name: str, steps: list[Step]) -> None:
+    """Note the last set a search took, where it took one."""
+    taken = _taken(steps)
+    if taken:
+        found[name] = taken[-1]
+
+
+def _taken(steps: list[Step]) -> list[SetCost]:
+    return [step.taken for step in steps if step.taken is not None]

@@ -1,0 +1,372 @@
+"""Choosing layers by measuring, against bundles written and evaluated one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from _eval_fakes import NoisyRows, documents_of
+from _pico import pico_checkpoint
+
+from tolkit.bundling import Resources
+from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
+from tolkit.compress.choose import (
+    Choice,
+    DropWish,
+    SetCost,
+    choose_layers,
+    most_evaluations,
+    parse_bound,
+)
+from tolkit.compress.choose_measure import Meter, receivers
+from tolkit.compress.choose_search import better, swapped
+from tolkit.errors import DataError, GateError, NonFiniteError, UsageError
+from tolkit.evaluate import Windows, check_gates, evaluate, parse_gate, windows_of
+from tolkit.evaluate.forward import Machine
+from tolkit.progress import SilentProgress
+from tolkit.tables import Runnable, load_runnable
+
+L = 4
+SETS = [s for size in (1, 2, 3) for s in combinations(range(L), size)]
+SILENT = SilentProgress()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ckpt and raw.tol, of four layers."""
+    path = tmp_path_factory.mktemp("choose")
+    pico_checkpoint(path / "ckpt", num_hidden_layers=L, seed=3)
+    wish = CompressSpec(codec="f32", feedback=False)
+    compress(path / "ckpt", path / "raw.tol", wish, resources=Resources(1), progress=SILENT)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(folder: Path) -> Runnable:
+    return load_runnable(folder / "raw.tol")
+
+
+@pytest.fixture(scope="module")
+def windows(bundle: Runnable) -> Windows:
+    return text(bundle)
+
+
+def text(model: Runnable, *sizes: int) -> Windows:
+    return windows_of(documents_of(*(sizes or (150, 90, 40))), model.tokenizer, 32)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["folded", "plain"])
+def written(
+    request: pytest.FixtureRequest,
+    folder: Path,
+    bundle: Runnable,
+    windows: Windows,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[bool, dict[tuple[int, ...], tuple[float, float]]]:
+    """fold, and set -> (KL, perplexity change) of the bundle that drop_layers writes."""
+    found = {}
+    for layers in SETS:
+        out = tmp_path_factory.mktemp("set") / "b.tol"
+        spec = DropSpec(layers, fold=request.param)
+        drop_layers(folder / "raw.tol", out, spec, resources=Resources(1), progress=SILENT)
+        found[layers] = measured(load_runnable(out), bundle, windows)
+    return request.param, found
+
+
+def measured(candidate: Runnable, reference: Runnable, windows: Windows) -> tuple[float, float]:
+    (result,) = evaluate([candidate], reference, windows, device="cpu", progress=SILENT)
+    return result.metrics["kl_mean_nats"].value, result.metrics["ppl_increase"].value
+
+
+def chosen(model: Runnable, windows: Windows, wish: DropWish, **more: Runnable) -> Choice:
+    return choose_layers(model, windows, wish, machine=Machine("cpu"), progress=SILENT, **more)
+
+
+def meter_of(model: Runnable, windows: Windows, *, fold: bool = True) -> Meter:
+    return Meter(model, None, windows, fold=fold, machine=Machine("cpu"), progress=SILENT)
+
+
+def everything(choice: Choice) -> list[SetCost]:
+    return [*choice.alone, *(cost for step in choice.steps for cost in step.candidates)]
+
+
+def test_every_sets_cost_is_that_of_the_bundle_without_it(
+    written: tuple[bool, dict], bundle: Runnable, windows: Windows
+) -> None:
+    fold, by_hand = written
+    costs = meter_of(bundle, windows, fold=fold).costs(SETS, "all")
+    assert [cost.layers for cost in costs] == SETS
+    for cost in costs:
+        assert (cost.kl_nats.value, cost.ppl_increase.value) == pytest.approx(
+            by_hand[cost.layers], rel=1e-4, abs=1e-6
+        )
+        assert cost.kl_nats.se > 0
+        assert all((to is None) != fold for to in cost.into.values())
+    kls = sorted(kl for kl, _ in by_hand.values())
+    assert (
+        min(b / a for a, b in pairwise(kls)) > 1 + 1e-3
+    )  # or the comparisons of searches below would prove nothing
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_forward_is_the_naive_greedy_search(
+    written: tuple[bool, dict], bundle: Runnable, windows: Windows, count: int
+) -> None:
+    fold, by_hand = written
+    expected: tuple[int, ...] = ()
+    path = []
+    for _ in range(count):
+        longer = [s for s in by_hand if len(s) == len(expected) + 1 and set(expected) < set(s)]
+        expected = min(longer, key=lambda s: by_hand[s][0])
+        path.append(expected)
+    choice = chosen(bundle, windows, DropWish(auto=count, fold=fold, search="forward"))
+    assert [step.taken and step.taken.layers for step in choice.steps] == path
+    assert choice.layers == expected
+    assert choice.evaluations == most_evaluations(L, choice.wish)
+    assert len({cost.layers for cost in everything(choice)}) == choice.evaluations
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_backward_is_the_naive_search_from_the_cheapest(
+    written: tuple[bool, dict], bundle: Runnable, windows: Windows, count: int
+) -> None:
+    fold, by_hand = written
+    alone = sorted(range(L), key=lambda layer: by_hand[(layer,)][0])
+    left = tuple(sorted(alone[: min(2 * count, L - 1)]))
+    while len(left) > count:
+        shorter = [s for s in by_hand if len(s) == len(left) - 1 and set(s) < set(left)]
+        left = min(shorter, key=lambda s: by_hand[s][0])
+    choice = chosen(bundle, windows, DropWish(auto=count, fold=fold, search="backward"))
+    assert choice.layers == left
+    assert choice.evaluations <= most_evaluations(L, choice.wish)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_auto_is_no_worse_than_either_and_no_exchange_would_help(
+    written: tuple[bool, dict], bundle: Runnable, windows: Windows, count: int
+) -> None:
+    fold, by_hand = written
+    choice = chosen(bundle, windows, DropWish(auto=count, fold=fold))
+    for search in ("forward", "backward"):
+        other = chosen(bundle, windows, DropWish(auto=count, fold=fold, search=search))
+        assert choice.cost.kl_nats.value <= other.cost.kl_nats.value
+    for old in choice.layers:
+        for new in (old - 1, old + 1):
+            moved = tuple(sorted({*choice.layers} - {old} | {new}))
+            if len(moved) == count and moved in by_hand:
+                assert by_hand[moved][0] > by_hand[choice.layers][0] * (1 - 1e-4)
+
+
+def test_swaps_lead_from_the_worst_pair_to_a_better_one(bundle: Runnable, windows: Windows) -> None:
+    meter = meter_of(bundle, windows)
+    pairs = [s for s in SETS if len(s) == 2]
+    worst = max(meter.costs(pairs, "pairs"), key=lambda cost: cost.kl_nats.value)
+    before = meter.evaluations
+    steps = swapped(meter, DropWish(auto=2), worst)
+    taken = [step.taken for step in steps if step.taken is not None]
+    kls = [worst.kl_nats.value, *(cost.kl_nats.value for cost in taken)]
+    assert len(kls) > 1
+    assert kls == sorted(kls, reverse=True)
+    assert meter.evaluations == before  # all pairs were known
+
+
+def test_a_bound_is_met_as_a_gate_meets_it_and_nothing_more_fits(
+    folder: Path, bundle: Runnable, windows: Windows, tmp_path: Path
+) -> None:
+    path = chosen(bundle, windows, DropWish(auto=3, search="forward")).steps
+    uppers = [step.taken.kl_nats.interval[1] for step in path if step.taken]
+    bound = (uppers[1] + uppers[2]) / 2
+    wish = DropWish(max_kl=bound, search="forward")
+    choice = chosen(bundle, windows, wish)
+    assert choice.layers == path[1].taken.layers  # type: ignore[union-attr]
+    assert choice.steps[-1].taken is None
+    assert all(c.kl_nats.interval[1] > bound for c in choice.steps[-1].candidates)
+    out = tmp_path / "b.tol"
+    drop_layers(folder / "raw.tol", out, DropSpec(choice.layers), progress=SILENT)
+    (result,) = evaluate([load_runnable(out)], bundle, windows, device="cpu", progress=SILENT)
+    (verdict,) = check_gates(result, [parse_gate(f"kl_mean<={bound}")])
+    assert verdict.status == "passed"
+    # The estimate alone would have let one more pass here.
+    tight = path[1].taken.kl_nats.value * 1.0001  # type: ignore[union-attr]
+    assert len(chosen(bundle, windows, DropWish(max_kl=tight, search="forward")).layers) < 2
+
+
+@pytest.mark.parametrize("search", ["forward", "backward", "auto"])
+def test_a_bound_on_perplexity_holds_for_whatever_is_chosen(
+    bundle: Runnable, windows: Windows, search: str
+) -> None:
+    alone = chosen(bundle, windows, DropWish(auto=1, search="forward")).alone
+    bound = sorted(c.ppl_increase.interval[1] for c in alone)[1] * 1.5
+    choice = chosen(bundle, windows, DropWish(max_ppl_increase=bound, search=search))  # type: ignore[arg-type]
+    assert choice.cost.ppl_increase.interval[1] <= bound
+    for step in choice.steps:
+        assert step.taken is None or step.taken.ppl_increase.interval[1] <= bound
+    assert choice.cost == better(list(choice.found.values()))
+
+
+def test_a_bound_that_all_but_one_layer_meet_leaves_one(bundle: Runnable, windows: Windows) -> None:
+    for search in ("forward", "backward", "auto"):
+        choice = chosen(bundle, windows, DropWish(max_kl=1e9, search=search))  # type: ignore[arg-type]
+        assert len(choice.layers) == L - 1
+
+
+def test_an_unreachable_bound_says_what_the_cheapest_costs(
+    bundle: Runnable, windows: Windows
+) -> None:
+    alone = chosen(bundle, windows, DropWish(auto=1, search="forward")).alone
+    cheapest = min(alone, key=lambda cost: cost.kl_nats.interval[1])
+    with pytest.raises(GateError, match=f"the cheapest, layer {cheapest.layers[0]}, costs KL"):
+        chosen(bundle, windows, DropWish(max_kl=1e-9))
+    with pytest.raises(GateError, match=r"max_ppl_increase: no layer can go within 0\.0001 %"):
+        chosen(bundle, windows, DropWish(max_ppl_increase=1e-6))
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"),
+    [
+        ({}, "auto: give exactly one of"),
+        ({"auto": 1, "max_kl": 0.1}, "auto: give exactly one of"),
+        ({"auto": 0}, "auto: expected at least 1 layer"),
+        ({"max_kl": 0.0}, "max_kl: expected a finite bound above 0"),
+        ({"max_ppl_increase": math.inf}, "max_ppl_increase: expected a finite bound"),
+        ({"max_kl": math.nan}, "max_kl: expected a finite bound"),
+    ],
+)
+def test_wishes_that_make_no_sense(wish: dict, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        DropWish(**wish)
+
+
+def test_what_cannot_be_chosen_is_refused(bundle: Runnable, windows: Windows) -> None:
+    with pytest.raises(UsageError, match="auto: 4 of 4 layers that have a table, expected 1 to 3"):
+        chosen(bundle, windows, DropWish(auto=4))
+    with pytest.raises(DataError, match="text: one window, expected at least 2"):
+        chosen(bundle, text(bundle, 20), DropWish(auto=1))
+    long = windows_of(documents_of(300), bundle.tokenizer, 65)
+    with pytest.raises(UsageError, match="window: 65 tokens"):
+        chosen(bundle, long, DropWish(auto=1))
+
+
+def test_a_dense_model_and_a_single_table_are_refused(tmp_path: Path) -> None:
+    dense = load_runnable(pico_checkpoint(tmp_path / "dense", "dense"))
+    with pytest.raises(UsageError, match="is a dense model"):
+        chosen(dense, text(dense), DropWish(auto=1))
+    single = load_runnable(pico_checkpoint(tmp_path / "one", num_hidden_layers=1))
+    with pytest.raises(UsageError, match="only one layer has a table"):
+        chosen(single, text(single), DropWish(max_kl=1.0))
+
+
+def test_layers_folded_before_go_along_with_their_receiver(folder: Path, tmp_path: Path) -> None:
+    once = tmp_path / "once.tol"
+    drop_layers(folder / "raw.tol", once, DropSpec((1,)), progress=SILENT)
+    model = load_runnable(once)
+    windows = text(model)
+    choice = chosen(model, windows, DropWish(auto=2))
+    assert [cost.layers for cost in choice.alone] == [(0,), (2,), (3,)]
+    assert all(1 not in cost.layers for cost in everything(choice))
+    for cost in choice.alone:
+        twice = tmp_path / f"{cost.layers[0]}.tol"
+        drop_layers(once, twice, DropSpec(cost.layers), progress=SILENT)
+        kl, change = measured(load_runnable(twice), model, windows)
+        assert (cost.kl_nats.value, cost.ppl_increase.value) == pytest.approx(
+            (kl, change), rel=1e-4, abs=1e-6
+        )
+
+
+def test_the_last_layer_folds_back_and_neighbours_share_a_receiver() -> None:
+    assert receivers(4, range(4), (3,), fold=True) == {3: 2}
+    assert receivers(4, range(4), (1, 2), fold=True) == {1: 3, 2: 3}
+    assert receivers(4, (0, 2, 3), (2, 3), fold=True) == {2: 0, 3: 0}
+    assert receivers(4, range(4), (1,), fold=False) == {1: None}
+
+
+def test_compressed_tables_against_their_checkpoint(folder: Path, tmp_path: Path) -> None:
+    coded = tmp_path / "nf4.tol"
+    compress(folder / "ckpt", coded, CompressSpec(codec="nf4"), progress=SILENT)
+    model, reference = load_runnable(coded), load_runnable(folder / "ckpt")
+    windows = text(model)
+    choice = chosen(model, windows, DropWish(auto=1), reference=reference)
+    assert choice.as_is is not None
+    kl, change = measured(model, reference, windows)
+    assert (choice.as_is.kl_nats.value, choice.as_is.ppl_increase.value) == pytest.approx(
+        (kl, change), rel=1e-5
+    )
+    assert kl > 0
+    assert choice.to_history()["reference"] == reference.identity[:16]
+    report = drop_layers(coded, tmp_path / "b.tol", DropSpec(choice.layers), progress=SILENT)
+    assert any("encoded a second time" in warning for warning in report.warnings)
+
+
+def test_a_checkpoint_costs_what_its_tables_cost(
+    folder: Path, bundle: Runnable, windows: Windows
+) -> None:
+    ours = chosen(load_runnable(folder / "ckpt"), windows, DropWish(auto=2))
+    theirs = chosen(bundle, windows, DropWish(auto=2))
+    assert ours.layers == theirs.layers
+    assert ours.as_is is None
+    assert [c.kl_nats.value for c in ours.alone] == pytest.approx(
+        [c.kl_nats.value for c in theirs.alone], rel=1e-4
+    )
+
+
+def test_equal_runs_choose_alike_and_the_history_holds_no_measurement(
+    bundle: Runnable, windows: Windows
+) -> None:
+    first, second = (chosen(bundle, windows, DropWish(auto=2)) for _ in range(2))
+    assert everything(first) == everything(second)
+    assert first.to_history() == {
+        "auto": 2,
+        "search": "auto",
+        "text": windows.text_digest[:16],
+        "window": 32,
+    }
+    assert chosen(bundle, windows, DropWish(max_kl=1e9)).to_history()["max_kl"] == 1e9
+
+
+def test_rows_are_fetched_once_a_batch_for_the_reference_and_all_sets(
+    bundle: Runnable, windows: Windows
+) -> None:
+    rows = NoisyRows(bundle.model, 0.0)
+    rows.model = load_runnable(bundle.path.parent / "ckpt").model
+    counted = dataclasses.replace(bundle, rows=rows)
+    meter = meter_of(counted, windows)
+    rows.calls = 0
+    meter.costs([(0,), (1,), (2,), (3,)], "alone")
+    assert rows.calls == 1
+
+
+def test_broken_numbers_are_no_choice(bundle: Runnable, windows: Windows) -> None:
+    class Broken:
+        def fetch(self, ids_n: torch.Tensor) -> list[torch.Tensor | None]:
+            planes = bundle.rows.fetch(ids_n)  # type: ignore[union-attr]
+            return [planes[0], torch.full_like(planes[1], torch.nan), *planes[2:]]  # type: ignore[arg-type]
+
+    broken = dataclasses.replace(bundle, rows=Broken())
+    with pytest.raises(NonFiniteError, match="NaN or infinite logits without layers 0"):
+        chosen(broken, windows, DropWish(auto=1))
+
+
+def test_bounds_are_read_as_gates_are() -> None:
+    assert parse_bound("0.4%", "max_ppl_increase") == 0.004
+    assert parse_bound("0.004", "max_ppl_increase") == 0.004
+    assert parse_bound("1e-3", "max_kl") == 0.001
+    for text_, name in (
+        ("0.4%", "max_kl"),
+        ("much", "max_kl"),
+        ("", "max_ppl_increase"),
+        ("baseline+1%", "max_ppl_increase"),
+        ("1GB", "max_kl"),
+    ):
+        with pytest.raises(UsageError, match=f"{name}: .* is not a bound"):
+            parse_bound(text_, name)
+
+
+def test_evaluations_are_stated_before() -> None:
+    assert most_evaluations(12, DropWish(auto=4, search="forward")) == 12 + 11 + 10 + 9
+    assert most_evaluations(12, DropWish(auto=4, search="backward")) == 12 + 8 + 7 + 6 + 5
+    assert most_evaluations(3, DropWish(auto=2)) == 3 + 2 + 1
+    assert most_evaluations(4, DropWish(max_kl=1.0, search="forward")) == 4 + 3 + 2
