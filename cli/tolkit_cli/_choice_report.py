@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from tolkit.compress.choose import Choice, SetCost
     from tolkit.evaluate import Metric
 
-__all__ = ["layers_text", "show_choice"]
+__all__ = ["show_choice"]
 
 
 def show_choice(out: Output, choice: Choice) -> None:
@@ -39,20 +39,21 @@ def show_choice(out: Output, choice: Choice) -> None:
     steps = [
         {
             "search": step.search,
-            "taken": None if step.taken is None else step.taken.layers,
+            "taken": None if step.taken is None else _facts(step.taken),
             "candidates": [_facts(cost) for cost in step.candidates],
         }
         for step in choice.steps
     ]
     out.record("metrics", steps=steps, found={k: _facts(v) for k, v in choice.found.items()})
-    shown = layers_text(choice.layers)
-    out.field("metrics", "layers", list(choice.layers), "chosen layers", shown)
+    out.field("metrics", "layers", list(choice.layers), "chosen layers", _set_text(choice.cost))
     _cost_field(out, "cost", "cost together", choice.cost)
 
 
-def layers_text(layers: tuple[int, ...]) -> str:
-    """(3, 5, 7) -> "3,5,7": as --layers reads it."""
-    return ",".join(map(str, layers))
+def _set_text(cost: SetCost) -> str:
+    """Layers with where their tables go: "4>3 7>8", or "4 7" where they are dropped."""
+    return " ".join(
+        str(layer) if to is None else f"{layer}>{to}" for layer, to in cost.into.items()
+    )
 
 
 def _cost_field(out: Output, key: str, title: str, cost: SetCost) -> None:
@@ -69,6 +70,7 @@ def _facts(cost: SetCost) -> dict[str, Any]:
     kl, change = cost.kl_nats, cost.ppl_increase
     return {
         "layers": list(cost.layers),
+        "into": list(cost.into.values()),
         "kl_mean_nats": kl.value,
         "kl_mean_nats_se": kl.se,
         "kl_mean_nats_interval": list(kl.interval),
@@ -83,7 +85,7 @@ def _row(cost: SetCost) -> dict[str, Any]:
     layer = cost.layers[0]
     return {
         **_facts(cost),
-        "layers": layers_text(cost.layers),
+        "layers": _set_text(cost),
         "layer": layer,
         "into": cost.into[layer],
         "kl_text": _kl_text(cost.kl_nats),

@@ -64,7 +64,6 @@ PlainOption = Annotated[
     stage="Shrink",
     examples=[
         "tol drop-layers full.tol -o thin.tol --middle 2",
-        "tol drop-layers full.tol -o plain.tol --layers 3-4 --plain",
         "tol drop-layers full.tol -o best.tol --auto 2 --data stdlib:valid --limit-tokens 4000",
     ],
     next_step="tol compress, which is best done after dropping.",
@@ -104,10 +103,11 @@ def drop_layers(
     sum right and loses far less than --plain. On compressed tables the receiving planes are
     encoded a second time: drop first, then compress.
 
-    --auto, --max-kl and --max-ppl-increase choose the layers by evaluating many sets on --data,
-    a forward pass each: with L layers about N x L. --dry-run measures too. A bound must hold at
-    the upper end of the 95 % interval, as in tol eval; where no layer can go: exit code 3. The
-    chosen set was selected on that text: judge it on other text.
+    --auto, --max-kl and --max-ppl-increase choose the layers, and whether each table goes to the
+    next or the previous kept one, by evaluating sets of layers on --data, a forward pass each:
+    for N of L layers about (N + 2) x L. --dry-run measures too. A bound must hold at the upper
+    end of the 95 % interval, as in tol eval; where no layer can go: exit code 3. The chosen set
+    was selected on that text: judge it on other text.
     """
     from tolkit.bundling import Resources
     from tolkit.compress import DropSpec
@@ -221,7 +221,7 @@ def _measured(out: Output, bundle: Path, wish: DropWish, asked: dict[str, Any]) 
             model, windows, wish, reference=partner, machine=machine, progress=out.progress()
         )
     show_choice(out, choice)
-    return DropSpec(choice.layers, fold=wish.fold, chosen_by=choice.to_history())
+    return DropSpec(choice.layers, wish.fold, choice.into, choice.to_history())
 
 
 def _chosen_layers(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,22 +18,42 @@ from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
 from tolkit.compress.choose import (
     Choice,
     DropWish,
-    SetCost,
     choose_layers,
     most_evaluations,
     parse_bound,
 )
-from tolkit.compress.choose_measure import Meter, receivers
-from tolkit.compress.choose_search import better, swapped
+from tolkit.compress.choose_measure import Gone, Meter, SetCost, Side, receivers
+from tolkit.compress.choose_search import better, exchanges, search_sets
+from tolkit.compress.fold import drop
 from tolkit.errors import DataError, GateError, NonFiniteError, UsageError
 from tolkit.evaluate import Windows, check_gates, evaluate, parse_gate, windows_of
 from tolkit.evaluate.forward import Machine
+from tolkit.evaluate.result import Metric
 from tolkit.progress import SilentProgress
 from tolkit.tables import Runnable, load_runnable
+from tolkit_formats.manifest import LayerStatus
 
 L = 4
 SETS = [s for size in (1, 2, 3) for s in combinations(range(L), size)]
 SILENT = SilentProgress()
+Key = tuple[tuple[int, int | None], ...]
+
+
+def keys_of(fold: bool) -> list[Key]:
+    """All sets of layers, folded in every way that no two tables cross, or dropped."""
+    if not fold:
+        return [tuple((layer, None) for layer in layers) for layers in SETS]
+    found: dict[Key, None] = {}
+    for layers in SETS:
+        left = [k for k in range(L) if k not in layers]
+        reach = [
+            [*[to for to in left if to < k][-1:], *[to for to in left if to > k][:1]]
+            for k in layers
+        ]
+        for into in product(*reach):
+            if list(into) == sorted(into):
+                found[tuple(zip(layers, into, strict=True))] = None
+    return list(found)
 
 
 @pytest.fixture(scope="module")
@@ -66,14 +87,15 @@ def written(
     bundle: Runnable,
     windows: Windows,
     tmp_path_factory: pytest.TempPathFactory,
-) -> tuple[bool, dict[tuple[int, ...], tuple[float, float]]]:
+) -> tuple[bool, dict[Key, tuple[float, float]]]:
     """fold, and set -> (KL, perplexity change) of the bundle that drop_layers writes."""
     found = {}
-    for layers in SETS:
+    for key in keys_of(request.param):
         out = tmp_path_factory.mktemp("set") / "b.tol"
-        spec = DropSpec(layers, fold=request.param)
+        into = {layer: to for layer, to in key if to is not None} or None
+        spec = DropSpec(tuple(layer for layer, _ in key), request.param, into)
         drop_layers(folder / "raw.tol", out, spec, resources=Resources(1), progress=SILENT)
-        found[layers] = measured(load_runnable(out), bundle, windows)
+        found[key] = measured(load_runnable(out), bundle, windows)
     return request.param, found
 
 
@@ -94,22 +116,47 @@ def everything(choice: Choice) -> list[SetCost]:
     return [*choice.alone, *(cost for step in choice.steps for cost in step.candidates)]
 
 
+def key_of(gone: Gone, fold: bool) -> Key:
+    if fold:
+        return tuple(sorted(receivers(range(L), gone).items()))
+    return tuple((layer, None) for layer in sorted(gone))
+
+
+def key_of_cost(cost: SetCost | None) -> Key:
+    assert cost is not None
+    return tuple(cost.into.items())
+
+
+def sides_alone(by_hand: dict[Key, tuple[float, float]]) -> dict[int, Side]:
+    """To which side each layer's table goes, by what it costs alone."""
+    best: dict[int, tuple[float, Side]] = {}
+    for key, (kl, _) in by_hand.items():
+        if len(key) == 1:
+            ((layer, to),) = key
+            side: Side = "previous" if to is not None and to < layer else "next"
+            best[layer] = min(best.get(layer, (math.inf, side)), (kl, side))
+    return {layer: side for layer, (_, side) in best.items()}
+
+
+def sides_of(key: Key) -> dict[int, Side]:
+    return {k: "previous" if to is not None and to < k else "next" for k, to in key}
+
+
 def test_every_sets_cost_is_that_of_the_bundle_without_it(
     written: tuple[bool, dict], bundle: Runnable, windows: Windows
 ) -> None:
     fold, by_hand = written
-    costs = meter_of(bundle, windows, fold=fold).costs(SETS, "all")
-    assert [cost.layers for cost in costs] == SETS
+    assert len(by_hand) == (20 if fold else 14)
+    costs = meter_of(bundle, windows, fold=fold).costs([sides_of(k) for k in by_hand], "all")
+    assert [key_of_cost(cost) for cost in costs] == list(by_hand)
     for cost in costs:
         assert (cost.kl_nats.value, cost.ppl_increase.value) == pytest.approx(
-            by_hand[cost.layers], rel=1e-4, abs=1e-6
+            by_hand[key_of_cost(cost)], rel=1e-4, abs=1e-6
         )
         assert cost.kl_nats.se > 0
-        assert all((to is None) != fold for to in cost.into.values())
     kls = sorted(kl for kl, _ in by_hand.values())
-    assert (
-        min(b / a for a, b in pairwise(kls)) > 1 + 1e-3
-    )  # or the comparisons of searches below would prove nothing
+    # Or the comparisons of searches below would prove nothing.
+    assert min(b / a for a, b in pairwise(kls)) > 1 + 2e-4
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -117,17 +164,20 @@ def test_forward_is_the_naive_greedy_search(
     written: tuple[bool, dict], bundle: Runnable, windows: Windows, count: int
 ) -> None:
     fold, by_hand = written
-    expected: tuple[int, ...] = ()
+    sides = sides_alone(by_hand)
+    gone: set[int] = set()
     path = []
     for _ in range(count):
-        longer = [s for s in by_hand if len(s) == len(expected) + 1 and set(expected) < set(s)]
-        expected = min(longer, key=lambda s: by_hand[s][0])
-        path.append(expected)
+        longer = [gone | {layer} for layer in {*range(L)} - gone]
+        keys = {key_of({k: sides[k] for k in layers}, fold): layers for layers in longer}
+        path.append(min(keys, key=lambda key: by_hand[key][0]))
+        gone = keys[path[-1]]
     choice = chosen(bundle, windows, DropWish(auto=count, fold=fold, search="forward"))
-    assert [step.taken and step.taken.layers for step in choice.steps] == path
-    assert choice.layers == expected
-    assert choice.evaluations == most_evaluations(L, choice.wish)
-    assert len({cost.layers for cost in everything(choice)}) == choice.evaluations
+    assert [key_of_cost(step.taken) for step in choice.steps] == path
+    assert choice.layers == tuple(sorted(gone))
+    assert choice.evaluations <= most_evaluations(L, choice.wish)
+    distinct = {key_of_cost(cost) for cost in everything(choice)}
+    assert len(distinct) == choice.evaluations
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
@@ -135,13 +185,15 @@ def test_backward_is_the_naive_search_from_the_cheapest(
     written: tuple[bool, dict], bundle: Runnable, windows: Windows, count: int
 ) -> None:
     fold, by_hand = written
-    alone = sorted(range(L), key=lambda layer: by_hand[(layer,)][0])
-    left = tuple(sorted(alone[: min(2 * count, L - 1)]))
-    while len(left) > count:
-        shorter = [s for s in by_hand if len(s) == len(left) - 1 and set(s) < set(left)]
-        left = min(shorter, key=lambda s: by_hand[s][0])
+    sides = sides_alone(by_hand)
+    ranked = sorted(range(L), key=lambda k: by_hand[key_of({k: sides[k]}, fold)][0])
+    gone = {*ranked[: min(2 * count, L - 1)]}
+    while len(gone) > count:
+        shorter = [gone - {layer} for layer in gone]
+        keys = {key_of({k: sides[k] for k in layers}, fold): layers for layers in shorter}
+        gone = keys[min(keys, key=lambda key: by_hand[key][0])]
     choice = chosen(bundle, windows, DropWish(auto=count, fold=fold, search="backward"))
-    assert choice.layers == left
+    assert key_of_cost(choice.cost) == key_of({k: sides[k] for k in gone}, fold)
     assert choice.evaluations <= most_evaluations(L, choice.wish)
 
 
@@ -154,21 +206,28 @@ def test_auto_is_no_worse_than_either_and_no_exchange_would_help(
     for search in ("forward", "backward"):
         other = chosen(bundle, windows, DropWish(auto=count, fold=fold, search=search))
         assert choice.cost.kl_nats.value <= other.cost.kl_nats.value
-    for old in choice.layers:
-        for new in (old - 1, old + 1):
-            moved = tuple(sorted({*choice.layers} - {old} | {new}))
-            if len(moved) == count and moved in by_hand:
-                assert by_hand[moved][0] > by_hand[choice.layers][0] * (1 - 1e-4)
+    own, alone = choice.cost.sides, sides_alone(by_hand)
+    ours = by_hand[key_of_cost(choice.cost)][0]
+    for old, side in own.items():
+        rest = {k: v for k, v in own.items() if k != old}
+        turned: Side = "next" if side == "previous" else "previous"
+        tried = [{**rest, old: turned}]
+        tried += [{**rest, new: alone[new]} for new in (old - 1, old + 1) if new in alone]
+        for gone in tried:
+            if len(gone) == count:
+                assert by_hand[key_of(gone, fold)][0] >= ours * (1 - 1e-4)
 
 
-def test_swaps_lead_from_the_worst_pair_to_a_better_one(bundle: Runnable, windows: Windows) -> None:
-    meter = meter_of(bundle, windows)
-    pairs = [s for s in SETS if len(s) == 2]
-    worst = max(meter.costs(pairs, "pairs"), key=lambda cost: cost.kl_nats.value)
+def test_exchanges_lead_from_the_worst_pair_to_a_better_one(
+    written: tuple[bool, dict], bundle: Runnable, windows: Windows
+) -> None:
+    fold, by_hand = written
+    meter = meter_of(bundle, windows, fold=fold)
+    pairs = meter.costs([sides_of(k) for k in by_hand if len(k) == 2], "pairs")
     before = meter.evaluations
-    steps = swapped(meter, DropWish(auto=2), worst)
-    taken = [step.taken for step in steps if step.taken is not None]
-    kls = [worst.kl_nats.value, *(cost.kl_nats.value for cost in taken)]
+    worst = max(pairs, key=lambda cost: cost.kl_nats.value)
+    steps = exchanges(meter, DropWish(auto=2), sides_alone(by_hand), worst)
+    kls = [worst.kl_nats.value, *(s.taken.kl_nats.value for s in steps if s.taken is not None)]
     assert len(kls) > 1
     assert kls == sorted(kls, reverse=True)
     assert meter.evaluations == before  # all pairs were known
@@ -186,7 +245,8 @@ def test_a_bound_is_met_as_a_gate_meets_it_and_nothing_more_fits(
     assert choice.steps[-1].taken is None
     assert all(c.kl_nats.interval[1] > bound for c in choice.steps[-1].candidates)
     out = tmp_path / "b.tol"
-    drop_layers(folder / "raw.tol", out, DropSpec(choice.layers), progress=SILENT)
+    spec = DropSpec(choice.layers, into=choice.into)
+    drop_layers(folder / "raw.tol", out, spec, progress=SILENT)
     (result,) = evaluate([load_runnable(out)], bundle, windows, device="cpu", progress=SILENT)
     (verdict,) = check_gates(result, [parse_gate(f"kl_mean<={bound}")])
     assert verdict.status == "passed"
@@ -266,22 +326,58 @@ def test_layers_folded_before_go_along_with_their_receiver(folder: Path, tmp_pat
     model = load_runnable(once)
     windows = text(model)
     choice = chosen(model, windows, DropWish(auto=2))
-    assert [cost.layers for cost in choice.alone] == [(0,), (2,), (3,)]
+    assert [dict(cost.into) for cost in choice.alone] == [{0: 2}, {2: 0}, {2: 3}, {3: 2}]
     assert all(1 not in cost.layers for cost in everything(choice))
-    for cost in choice.alone:
-        twice = tmp_path / f"{cost.layers[0]}.tol"
-        drop_layers(once, twice, DropSpec(cost.layers), progress=SILENT)
+    for i, cost in enumerate(choice.alone):
+        twice = tmp_path / f"{i}.tol"
+        spec = DropSpec(cost.layers, into={k: to for k, to in cost.into.items() if to is not None})
+        drop_layers(once, twice, spec, progress=SILENT)
         kl, change = measured(load_runnable(twice), model, windows)
         assert (cost.kl_nats.value, cost.ppl_increase.value) == pytest.approx(
             (kl, change), rel=1e-4, abs=1e-6
         )
 
 
-def test_the_last_layer_folds_back_and_neighbours_share_a_receiver() -> None:
-    assert receivers(4, range(4), (3,), fold=True) == {3: 2}
-    assert receivers(4, range(4), (1, 2), fold=True) == {1: 3, 2: 3}
-    assert receivers(4, (0, 2, 3), (2, 3), fold=True) == {2: 0, 3: 0}
-    assert receivers(4, range(4), (1,), fold=False) == {1: None}
+@pytest.mark.parametrize(
+    ("kept", "previous", "following", "expected"),
+    [
+        ((0, 1, 2, 3), (), (3,), {3: 2}),  # a tail has nothing after it
+        ((0, 1, 2, 3), (0,), (), {0: 1}),  # nor a head before it
+        ((0, 1, 2, 3), (), (1, 2), {1: 3, 2: 3}),
+        ((0, 1, 2, 3), (1, 2), (), {1: 0, 2: 0}),
+        ((0, 1, 2, 3), (1,), (2,), {1: 0, 2: 3}),
+        ((0, 1, 2, 3), (2,), (1,), {1: 0, 2: 3}),  # would cross
+        ((0, 2, 3), (), (2, 3), {2: 0, 3: 0}),
+        ((0, 1, 2, 3, 4, 5), (4,), (1, 2), {1: 3, 2: 3, 4: 3}),
+    ],
+)
+def test_tables_go_to_the_nearest_kept_layer_and_never_cross(
+    kept: tuple[int, ...],
+    previous: tuple[int, ...],
+    following: tuple[int, ...],
+    expected: dict[int, int],
+) -> None:
+    gone = dict.fromkeys(previous, "previous") | dict.fromkeys(following, "next")
+    assert receivers(kept, gone) == expected  # type: ignore[arg-type]
+    if not previous:
+        statuses = [LayerStatus("kept" if i in kept else "dropped") for i in range(6)]
+        after = drop(statuses, following, fold=True, option="layers")
+        assert {layer: after[layer].into for layer in following} == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "into", "fold", "said"),
+    [
+        ((1,), {2: 3}, True, r"receivers are given for layers \[2\], expected \[1\]"),
+        ((1, 2), {1: 0}, True, "receivers are given for layers"),
+        ((1, 2), {1: 2, 2: 3}, True, r"layer 1 is folded into 2, expected one of \[0, 3\]"),
+        ((1,), {1: 9}, True, "layer 1 is folded into 9"),
+        ((1,), {1: 0}, False, "expected none, their tables are dropped"),
+    ],
+)
+def test_receivers_that_cannot_be(layers: tuple, into: dict, fold: bool, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        drop([LayerStatus("kept")] * 4, layers, fold=fold, option="layers", into=into)
 
 
 def test_compressed_tables_against_their_checkpoint(folder: Path, tmp_path: Path) -> None:
@@ -297,7 +393,8 @@ def test_compressed_tables_against_their_checkpoint(folder: Path, tmp_path: Path
     )
     assert kl > 0
     assert choice.to_history()["reference"] == reference.identity[:16]
-    report = drop_layers(coded, tmp_path / "b.tol", DropSpec(choice.layers), progress=SILENT)
+    spec = DropSpec(choice.layers, into=choice.into)
+    report = drop_layers(coded, tmp_path / "b.tol", spec, progress=SILENT)
     assert any("encoded a second time" in warning for warning in report.warnings)
 
 
@@ -335,7 +432,7 @@ def test_rows_are_fetched_once_a_batch_for_the_reference_and_all_sets(
     counted = dataclasses.replace(bundle, rows=rows)
     meter = meter_of(counted, windows)
     rows.calls = 0
-    meter.costs([(0,), (1,), (2,), (3,)], "alone")
+    meter.costs([{0: "next"}, {1: "next"}, {2: "previous"}, {3: "next"}], "alone")
     assert rows.calls == 1
 
 
@@ -366,7 +463,60 @@ def test_bounds_are_read_as_gates_are() -> None:
 
 
 def test_evaluations_are_stated_before() -> None:
-    assert most_evaluations(12, DropWish(auto=4, search="forward")) == 12 + 11 + 10 + 9
-    assert most_evaluations(12, DropWish(auto=4, search="backward")) == 12 + 8 + 7 + 6 + 5
-    assert most_evaluations(3, DropWish(auto=2)) == 3 + 2 + 1
-    assert most_evaluations(4, DropWish(max_kl=1.0, search="forward")) == 4 + 3 + 2
+    assert most_evaluations(12, DropWish(auto=4, search="forward")) == 22 + 11 + 10 + 9
+    assert most_evaluations(12, DropWish(auto=4, search="backward")) == 22 + 8 + 7 + 6 + 5
+    assert most_evaluations(12, DropWish(auto=2, fold=False, search="forward")) == 12 + 11
+    assert most_evaluations(3, DropWish(auto=2)) == 4 + 2 + 1
+    assert most_evaluations(4, DropWish(max_kl=1.0, search="forward")) == 6 + 3 + 2
+
+
+class Told:
+    """A meter of six layers whose costs are told by a table; plain drops."""
+
+    kept = tuple(range(6))
+    fold = False
+
+    def __init__(self, kls: dict[tuple[int, ...], float]) -> None:
+        self.kls = kls
+
+    def costs(self, sets: list[Gone], label: str, then: int = 0) -> list[SetCost]:
+        return [self.cost(tuple(sorted(gone))) for gone in sets]
+
+    def cost(self, layers: tuple[int, ...]) -> SetCost:
+        kl = Metric(self.kls.get(layers, 10.0 * len(layers)), 0.0, 100)
+        return SetCost(dict.fromkeys(layers), kl, kl)
+
+
+def searched(kls: dict[tuple[int, ...], float], wish: DropWish) -> dict[str, tuple[int, ...]]:
+    meter: Any = Told(kls)
+    alone = [meter.cost((layer,)) for layer in meter.kept]
+    _, found = search_sets(meter, wish, alone)
+    return {name: cost.layers for name, cost in found.items()}
+
+
+ALONE = {(0,): 1.0, (1,): 2.0, (2,): 3.0, (3,): 4.0}
+
+
+def test_backward_finds_what_forward_cannot() -> None:
+    trap = {**ALONE, (0, 1): 9.0, (1, 2): 2.5, (0, 1, 2): 11.0, (0, 1, 2, 3): 20.0}
+    found = searched(trap, DropWish(auto=2, fold=False))
+    assert found == {"forward": (0, 1), "backward": (1, 2)}
+
+
+def test_an_exchange_finds_what_both_cannot() -> None:
+    hidden = {**ALONE, (0, 3): 8.5, (1, 3): 9.0, (0, 4): 8.0, (1, 4): 7.0}
+    found = searched(hidden, DropWish(auto=2, fold=False))
+    assert found == {"forward": (0, 4), "backward": (0, 1), "exchange": (1, 4)}
+
+
+def test_an_exchange_may_make_room_for_one_more() -> None:
+    kls = {(0,): 1.0, (0, 3): 3.0, (1, 3): 2.0, (1, 3, 5): 4.0}
+    found = searched(kls, DropWish(max_kl=5.0, fold=False))
+    assert found == {"forward": (0, 3), "exchange": (1, 3, 5)}
+
+
+def test_a_bound_stops_each_search_where_nothing_fits() -> None:
+    kls = {**ALONE, (0, 1): 3.0, (0, 1, 2): 7.0, (0, 1, 2, 3): 8.0, (1, 2): 2.9}
+    for search, expected in (("forward", (0, 1)), ("backward", (1, 2))):
+        wish = DropWish(max_kl=5.0, fold=False, search=search)  # type: ignore[arg-type]
+        assert searched(kls, wish) == {search: expected}

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tolkit.compress.choose_measure import LayerSet, Meter, SetCost
-from tolkit.compress.choose_search import DropWish, Step, better, search_sets
+from tolkit.compress.choose_measure import Gone, Meter, SetCost
+from tolkit.compress.choose_search import DropWish, Step, better, search_sets, sets_of_one
 from tolkit.errors import GateError, UsageError
 from tolkit.evaluate.forward import Machine
 from tolkit.evaluate.gate_syntax import parse_gate
@@ -39,7 +39,8 @@ class Choice:
         wish: what was asked for.
         cost: the chosen set, where its tables go, and what that costs.
         as_is: what the model costs before any layer goes; None where costs compare with it.
-        alone: each layer that has a table left out alone, in layer order.
+        alone: each layer that has a table left out alone, in layer order; folded into the
+            previous kept one, and into the next.
         steps: of all searches, in the order they ran.
         found: search -> the set it ended with.
         reference: identity of what costs compare with; None for the model as it is.
@@ -62,9 +63,15 @@ class Choice:
     text_digest: str
 
     @property
-    def layers(self) -> LayerSet:
+    def layers(self) -> tuple[int, ...]:
         """The chosen layers, ascending."""
         return self.cost.layers
+
+    @property
+    def into(self) -> Mapping[int, int] | None:
+        """Chosen layer -> the kept one its table is added to; None where tables are dropped."""
+        into = {layer: to for layer, to in self.cost.into.items() if to is not None}
+        return into or None
 
     def to_history(self) -> dict[str, Any]:
         """What decided, for a bundle's history: the same on every machine, so no measurement."""
@@ -94,11 +101,12 @@ def choose_layers(
 ) -> Choice:
     """Measure what leaving out layers costs on a text, and choose which to leave out.
 
-    Each layer alone; forward: from none, the layer that costs least beside the chosen ones is
-    added; backward: from the up to twice as many that cost least alone, the one whose return
-    helps most is put back; then chosen layers are exchanged with their neighbours. The larger of
-    the found sets wins, at equal size the one of lower KL. Costs are of table sums before they
-    are stored; the chosen set was selected on this very text, so other text is the fair judge.
+    Each layer alone, its table folded to either side; forward: from none, the layer that costs
+    least beside the chosen ones is added; backward: from the up to twice as many that cost least
+    alone, the one whose return helps most is put back; then chosen layers are exchanged with
+    neighbours, and tables go to the other side, while that helps. The larger of the found sets
+    wins, at equal size the one of lower KL. Costs are of table sums before they are stored; the
+    set was selected on this very text, so other text is the fair judge.
 
     Cost: one forward pass a set, `most_evaluations` of them before exchanges.
 
@@ -124,9 +132,10 @@ def choose_layers(
     )
     kept = meter.kept
     _require_enough(len(kept), wish)
-    before: list[LayerSet] = [] if reference is None else [()]
-    sets = [*before, *((layer,) for layer in kept)]
-    costs = meter.costs(sets, "each layer alone", most_evaluations(len(kept), wish) - len(kept))
+    before: list[Gone] = [] if reference is None else [{}]
+    ones = sets_of_one(kept, fold=wish.fold)
+    follow = most_evaluations(len(kept), wish) - len(ones)
+    costs = meter.costs([*before, *ones], "each layer alone", follow)
     alone = costs[len(before) :]
     _require_possible(alone, wish)
     steps, found = search_sets(meter, wish, alone)
@@ -158,7 +167,8 @@ def most_evaluations(kept: int, wish: DropWish) -> int:
     back = max(1, sum(range(most + 1, start + 1)))
     if wish.auto is None:
         back = sum(range(1, start + 1))  # the start itself, then all the way down
-    return kept + {"forward": ahead, "backward": back, "auto": ahead + back}[wish.search]
+    alone = 2 * kept - 2 if wish.fold else kept
+    return alone + {"forward": ahead, "backward": back, "auto": ahead + back}[wish.search]
 
 
 def parse_bound(text: str, name: str) -> float:

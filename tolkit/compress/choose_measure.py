@@ -13,8 +13,8 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
-from tolkit.compress.fold import drop
 from tolkit.errors import DataError, NonFiniteError
 from tolkit.evaluate.adjust import MemoRows, layers_with_tables, require_tables, without_layers
 from tolkit.evaluate.forward import ForwardPass, Machine
@@ -25,12 +25,13 @@ from tolkit.evaluate.windows import Windows
 from tolkit.model import FfnRows
 from tolkit.progress import Progress, Task
 from tolkit.tables import Runnable
-from tolkit_formats.manifest import LayerStatus
 
-__all__ = ["LayerSet", "Meter", "SetCost", "receivers"]
+__all__ = ["Gone", "Meter", "SetCost", "Side", "receivers"]
 
-LayerSet = tuple[int, ...]
+Side = Literal["previous", "next"]
+Gone = Mapping[int, Side]
 
+_Key = tuple[tuple[int, int | None], ...]
 _AT_ONCE = 8  # sets that share a pass: the reference then costs an eighth of it, at most
 
 
@@ -39,29 +40,51 @@ class SetCost:
     """What leaving out some layers together costs against the reference.
 
     Attributes:
-        layers: original indices, ascending; empty for the model as it is.
-        into: layer -> the layer its table is added to, None where it is dropped.
+        into: layer left out -> the layer its table is added to, None where it is dropped; in
+            layer order, empty for the model as it is.
         kl_nats: mean KL(reference || without them) of a token.
         ppl_increase: ratio of token perplexities minus 1, paired window by window.
     """
 
-    layers: LayerSet
     into: Mapping[int, int | None]
     kl_nats: Metric
     ppl_increase: Metric
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers left out: original indices, ascending."""
+        return tuple(self.into)
 
-def receivers(
-    num_layers: int, kept: Sequence[int], layers: LayerSet, *, fold: bool
-) -> dict[int, int | None]:
-    """Where the tables of `layers` go when only `kept` ones have any: the rule of `drop`.
+    @property
+    def sides(self) -> dict[int, Side]:
+        """To which side each table goes."""
+        return {
+            layer: "previous" if to is not None and to < layer else "next"
+            for layer, to in self.into.items()
+        }
 
-    Raises:
-        UsageError: a layer has no table, or none would be left.
+
+def receivers(kept: Sequence[int], gone: Gone) -> dict[int, int]:
+    """Where the tables of `gone` layers are added: the nearest kept layer on the side asked for.
+
+    Without a layer on that side it is the other one. Tables of neighbours never cross: of those
+    between two kept layers the first go to the previous, the last to the next, as many as asked.
+
+    Args:
+        kept: layers that have a table, ascending, those in `gone` included; one of them stays.
     """
-    whole = [LayerStatus("kept" if i in kept else "dropped") for i in range(num_layers)]
-    after = drop(whole, layers, fold=fold, option="layers")
-    return {layer: after[layer].into for layer in layers}
+    into: dict[int, int] = {}
+    left = [layer for layer in kept if layer not in gone]
+    for before, after in pairwise([None, *left, None]):
+        low = -1 if before is None else before
+        run = [k for k in kept if k > low and (after is None or k < after)]
+        back = sum(gone[layer] == "previous" for layer in run)
+        for place, layer in enumerate(run):
+            first, second = (before, after) if place < back else (after, before)
+            to = second if first is None else first
+            assert to is not None
+            into[layer] = to
+    return into
 
 
 class Meter:
@@ -70,7 +93,7 @@ class Meter:
     Args:
         runnable: the model; it is not changed.
         reference: what costs compare with; None compares with the model as it is.
-        fold: add a table that goes to the next kept one (False: drop it).
+        fold: add a table that goes to a kept one (False: drop it).
 
     Attributes:
         kept: layers that have a table.
@@ -116,21 +139,22 @@ class Meter:
             self._reference = _placed_once(reference, self.machine)
         self._progress = progress
         self._sizes = TextSizes.of(windows)
-        self._known: dict[LayerSet, SetCost] = {}
+        self._known: dict[_Key, SetCost] = {}
         self.kept = tuple(layers_with_tables(self._runnable))
 
-    def costs(self, sets: Sequence[LayerSet], label: str, then: int = 0) -> list[SetCost]:
+    def costs(self, sets: Sequence[Gone], label: str, then: int = 0) -> list[SetCost]:
         """The cost of each set, in order; those known already are not evaluated again.
 
         Args:
+            sets: of layers left out, each with the side its table goes to.
             label: what the sets are, for the progress.
             then: evaluations that may follow, to say how long they will take.
 
         Raises:
             NonFiniteError: NaN or infinite logits.      ResourceError: out of memory.
         """
-        sets = [tuple(sorted(layers)) for layers in sets]
-        waiting = [layers for layers in dict.fromkeys(sets) if layers not in self._known]
+        keys = [self._resolved(gone) for gone in sets]
+        waiting = [key for key in dict.fromkeys(keys) if key not in self._known]
         if waiting:
             total = self.windows.n_tokens * len(waiting)
             label = f"{label}, {len(waiting)} set{'s' if len(waiting) > 1 else ''}"
@@ -140,13 +164,17 @@ class Meter:
                 if then:
                     left_s = then * self.elapsed_s / self.evaluations
                     task.note(f"up to {then} sets follow, about {left_s:.0f} s")
-        return [self._known[layers] for layers in sets]
+        return [self._known[key] for key in keys]
 
-    def _evaluate(self, sets: Sequence[LayerSet], task: Task) -> None:
+    def _resolved(self, gone: Gone) -> _Key:
+        """Each layer with its receiver: two sets that leave the same sums are one."""
+        if self.fold:
+            return tuple(sorted(receivers(self.kept, gone).items()))
+        return tuple((layer, None) for layer in sorted(gone))
+
+    def _evaluate(self, sets: Sequence[_Key], task: Task) -> None:
         """One pass over the text for all of `sets`."""
-        num_layers = self._runnable.model.config.num_hidden_layers
-        into = {s: receivers(num_layers, self.kept, s, fold=self.fold) if s else {} for s in sets}
-        variants = [without_layers(self._runnable, into[layers]) for layers in sets]
+        variants = [without_layers(self._runnable, dict(into)) for into in sets]
         started_s = time.perf_counter()
         with self.machine.running():
             models = [self.machine.place(r) for r in (self._reference, *variants)]
@@ -155,16 +183,16 @@ class Meter:
         self.elapsed_s += time.perf_counter() - started_s
         self.evaluations += len(sets)
         reference, *tallies = run.tallies
-        for layers, tally in zip(sets, tallies, strict=True):
+        for key, tally in zip(sets, tallies, strict=True):
             found = comparison_metrics(tally, reference, self._sizes)
-            cost = SetCost(layers, into[layers], found["kl_mean_nats"], found["ppl_increase"])
+            cost = SetCost(dict(key), found["kl_mean_nats"], found["ppl_increase"])
             if not math.isfinite(cost.kl_nats.value):
-                without = f" without layers {', '.join(map(str, layers))}" if layers else ""
+                without = f" without layers {', '.join(map(str, cost.layers))}" if key else ""
                 raise NonFiniteError(
                     f"{self._runnable.path}: NaN or infinite logits{without}",
                     hint=f"run: tol verify {self._runnable.path}",
                 )
-            self._known[layers] = cost
+            self._known[key] = cost
 
 
 class _Times:
@@ -189,7 +217,7 @@ def _placed_once(runnable: Runnable, machine: Machine) -> Runnable:
     return dataclasses.replace(runnable, model=model)
 
 
-def _parts(sets: Sequence[LayerSet]) -> list[Sequence[LayerSet]]:
+def _parts(sets: Sequence[_Key]) -> list[Sequence[_Key]]:
     """As few passes as `_AT_ONCE` allows, of about equal size."""
     passes = -(-len(sets) // _AT_ONCE)
     edges = [len(sets) * i // passes for i in range(passes + 1)]

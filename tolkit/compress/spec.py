@@ -69,11 +69,13 @@ class CompressSpec:
 class DropSpec:
     """Which layers' tables to leave out, and whether to fold them into the next kept one.
 
+    into: other kept layers to fold them into, one for each of `layers`.
     chosen_by: how they were chosen, for the history (`Choice.to_history`); plain JSON.
     """
 
     layers: tuple[int, ...]
     fold: bool = True
+    into: Mapping[int, int] | None = field(default=None, hash=False)
     chosen_by: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
