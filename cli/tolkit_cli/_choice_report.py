@@ -45,7 +45,7 @@ def show_choice(out: Output, choice: Choice) -> None:
         for step in choice.steps
     ]
     out.record("metrics", steps=steps, found={k: _facts(v) for k, v in choice.found.items()})
-    out.field("metrics", "layers", list(choice.layers), "chosen layers", _set_text(choice.cost))
+    out.field("metrics", "chosen", list(choice.layers), "chosen layers", _set_text(choice.cost))
     _cost_field(out, "cost", "cost together", choice.cost)
 
 

@@ -142,6 +142,11 @@ def drop_layers(
         progress=out.progress(),
     )
     show_report(out, report)
+    if spec.into and any(layer.codec and layer.codec["name"] != "raw" for layer in report.layers):
+        out.warn(
+            "costs are of the tables as they are now, before those that receive others are "
+            "encoded again: check the result with tol eval"
+        )
 
 
 def _require_one(*options: object) -> None:
