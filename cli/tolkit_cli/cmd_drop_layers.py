@@ -64,7 +64,7 @@ PlainOption = Annotated[
     stage="Shrink",
     examples=[
         "tol drop-layers full.tol -o thin.tol --middle 2",
-        "tol drop-layers full.tol -o best.tol --auto 2 --data stdlib:valid --limit-tokens 4000",
+        "tol drop-layers full.tol -o best.tol --auto 2 --data stdlib:valid --limit-tokens 2000",
     ],
     next_step="tol compress, which is best done after dropping.",
     resumable=True,
@@ -105,9 +105,10 @@ def drop_layers(
 
     --auto, --max-kl and --max-ppl-increase choose the layers, and whether each table goes to the
     next or the previous kept one, by evaluating sets of layers on --data, a forward pass each:
-    for N of L layers about (N + 2) x L. --dry-run measures too. A bound must hold at the upper
-    end of the 95 % interval, as in tol eval; where no layer can go: exit code 3. The chosen set
-    was selected on that text: judge it on other text.
+    for N of L layers about (N + 2) x L. A few thousand tokens rank layers well (--limit-tokens);
+    --dry-run measures too. A bound must hold at the upper end of the 95 % interval, as in tol
+    eval; where no layer can go: exit code 3. The chosen set was selected on that text: judge it
+    on other text.
     """
     from tolkit.bundling import Resources
     from tolkit.compress import DropSpec

@@ -23,7 +23,7 @@ from tolkit.compress.choose import (
     parse_bound,
 )
 from tolkit.compress.choose_measure import Gone, Meter, SetCost, Side, receivers
-from tolkit.compress.choose_search import better, exchanges, search_sets
+from tolkit.compress.choose_search import better, exchanges, search_sets, sets_of_one
 from tolkit.compress.fold import drop
 from tolkit.errors import DataError, GateError, NonFiniteError, UsageError
 from tolkit.evaluate import Windows, check_gates, evaluate, parse_gate, windows_of
@@ -513,6 +513,30 @@ def test_an_exchange_may_make_room_for_one_more() -> None:
     kls = {(0,): 1.0, (0, 3): 3.0, (1, 3): 2.0, (1, 3, 5): 4.0}
     found = searched(kls, DropWish(max_kl=5.0, fold=False))
     assert found == {"forward": (0, 3), "exchange": (1, 3, 5)}
+
+
+class ToldFolds(Told):
+    """The same where tables are folded: costs by layer and receiver."""
+
+    fold = True
+
+    def costs(self, sets: list[Gone], label: str, then: int = 0) -> list[SetCost]:
+        return [self.folded(gone) for gone in sets]
+
+    def folded(self, gone: Gone) -> SetCost:
+        into = dict(sorted(receivers(self.kept, gone).items()))
+        return dataclasses.replace(self.cost(tuple(into.items())), into=into)  # type: ignore[arg-type]
+
+
+def test_an_exchange_turns_a_table_to_the_other_side() -> None:
+    kls: Any = {((2, 3),): 1.0, ((2, 1),): 2.0, ((4, 5),): 1.5}
+    kls |= {((2, 3), (4, 5)): 9.0, ((2, 1), (4, 5)): 4.0}
+    meter: Any = ToldFolds(kls)
+    alone = meter.costs(sets_of_one(meter.kept, fold=True), "")
+    steps, found = search_sets(meter, DropWish(auto=2), alone)
+    assert found["forward"].into == {2: 3, 4: 5}
+    assert found["exchange"].into == {2: 1, 4: 5}
+    assert steps[-1].taken is None
 
 
 def test_a_bound_stops_each_search_where_nothing_fits() -> None:
