@@ -4,10 +4,9 @@ N rows, C positions of a row, P of them coded (their model leaves a choice), A l
 (min(lanes, P)), M = N * A streams, S symbols, B steps in a block.
 
 A state is a 32-bit number in [2^16, 2^32); it starts at 0 and simply grows into that interval, so
-a stream costs its information and no more than half a byte on average on top, and a row without
-choice costs nothing. That puts the end of a stream beyond doubt (state 0, every byte read), which
-is what the decoder checks. Lanes are separate streams, so their only price is a length byte and
-half a byte each, and no lane waits for another.
+a stream costs its information and about half a byte, and a row without choice nothing. A stream
+has ended well when the state is 0 again and every byte is read. Lanes are separate streams: each
+costs a length byte and about another byte, and none waits for the others.
 
 Own code rather than a library: constriction (0.5) decodes one record faster than numpy can, but
 builds its tables from floats by rules of its own, writes whole 32-bit words and takes no batch,
@@ -23,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit_formats.errors import BundleError, UsageError
+from tolkit_formats.rans_lanes import length_bytes, put_lengths
 from tolkit_formats.rans_models import PROB_BITS, Models, normalised
-from tolkit_formats.rans_streams import ESCAPE, Streams, decode_lockstep, decode_singly
+from tolkit_formats.rans_streams import Streams, decode_lockstep, decode_singly
 
 __all__ = ["MAX_LANES", "PROB_BITS", "Models", "decode", "encode", "normalised"]
 
@@ -32,6 +32,8 @@ MAX_LANES = 256
 _FEW_STREAMS = 24  # below, plain integers beat numpy's cost a call
 _MAX_STREAMS = 8192  # above, the working arrays leave the cache
 _MAX_SYMBOLS_AT_ONCE = 1 << 25
+_CHECKED_AT_ONCE = 1 << 20
+_HEAD_BOUNDS = np.array([1, 1 << 8, 1 << 16, 1 << 24], np.uint32)  # one more byte from here on
 
 _U8 = npt.NDArray[np.uint8]
 _U32 = npt.NDArray[np.uint32]
@@ -90,6 +92,7 @@ def encode(symbols_NC: _U8, model_of_C: _U8, models: Models, lanes: int = 1) -> 
         UsageError: a symbol its model gives no frequency; the message names row and position.
         BundleError: a position names a model that does not exist.
     """
+    assert symbols_NC.dtype == np.uint8 and symbols_NC.shape[1:] == model_of_C.shape
     layout = _Layout.of(model_of_C, models, lanes)
     lengths, parts = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
     for rows in layout.chunks(*symbols_NC.shape):
@@ -124,15 +127,14 @@ def decode(
     Raises:
         BundleError: a row lies outside `data` or is no stream; the message names its index here.
     """
+    assert data.dtype == np.uint8 and data.ndim == 1
     layout = _Layout.of(model_of_C, models, lanes)
-    _require_inside(offsets_N, lengths_N, len(data))
+    spans = _spans(offsets_N, lengths_N, len(data))
     certain_C = np.maximum(models.certain_K[model_of_C], 0).astype(np.uint8)
-    out_NC = np.empty((len(offsets_N), len(model_of_C)), np.uint8)
+    out_NC = np.empty((len(spans), len(model_of_C)), np.uint8)
     for rows in layout.chunks(*out_NC.shape):
-        at_N, end_N = offsets_N[rows].tolist(), (offsets_N[rows] + lengths_N[rows]).tolist()
-        bytes_of_rows = [data[at:end] for at, end in zip(at_N, end_N, strict=True)]
-        streams = Streams.of(bytes_of_rows, layout.lanes, rows.start)
-        symbols_CN = np.repeat(certain_C[:, None], len(at_N), axis=1)
+        streams = Streams.of([data[at:end] for at, end in spans[rows]], layout.lanes, rows.start)
+        symbols_CN = np.repeat(certain_C[:, None], rows.stop - rows.start, axis=1)
         if layout.lanes:
             few = len(streams.states_M) < _FEW_STREAMS
             decoder = decode_singly if few else decode_lockstep
@@ -143,16 +145,19 @@ def decode(
 
 
 def _require_codable(symbols_NC: _U8, model_of_C: _U8, models: Models, first_row: int) -> None:
-    outside = symbols_NC >= models.num_symbols
-    known_NC = np.minimum(symbols_NC, models.num_symbols - 1)
-    wrong = np.argwhere(outside | (models.freqs_KS[model_of_C, known_NC] == 0))
-    if wrong.size:
-        row, position = wrong[0].tolist()
-        raise UsageError(
-            f"row {first_row + row}, position {position}: model {model_of_C[position]} gives "
-            f"symbol {symbols_NC[row, position]} no frequency",
-            hint="count the symbols of all rows before the tables are made",
-        )
+    size = max(1, _CHECKED_AT_ONCE // max(1, len(model_of_C)))
+    for first in range(0, len(symbols_NC), size):
+        symbols = symbols_NC[first : first + size]
+        known = np.minimum(symbols, models.num_symbols - 1)
+        freqs = models.freqs_KS[model_of_C, known]
+        wrong = np.argwhere((symbols >= models.num_symbols) | (freqs == 0))
+        if wrong.size:
+            row, position = wrong[0].tolist()
+            raise UsageError(
+                f"row {first_row + first + row}, position {position}: model "
+                f"{model_of_C[position]} gives symbol {symbols[row, position]} no frequency",
+                hint="count the symbols of all rows before the tables are made",
+            )
 
 
 def _encode_rows(symbols_NC: _U8, layout: _Layout, models: Models) -> tuple[_I64, _U8]:
@@ -185,19 +190,16 @@ def _assemble(
     num_rows: int,
 ) -> tuple[_I64, _U8]:
     """Bytes of the rows from final states and from the words in the order they were emitted."""
-    num_streams = len(states)
     order = np.argsort(emitters[::-1], kind="stable")
     emitters, words = emitters[::-1][order], words[::-1][order]
-    num_words = np.bincount(emitters, minlength=num_streams)[:num_streams]
-    heads = sum(states >> np.uint32(8 * byte) > 0 for byte in range(4)) + np.zeros_like(num_words)
+    num_words = np.bincount(emitters, minlength=len(states))
+    heads = np.searchsorted(_HEAD_BOUNDS, states, side="right")
     lengths_NA = (heads + 2 * num_words).reshape(-1, num_rows).T
-    prefixes_NA = lengths_NA[:, :-1] // ESCAPE + 1
-    prefix_N = prefixes_NA.sum(axis=1)
+    prefix_N = length_bytes(lengths_NA)
     lengths_N = prefix_N + lengths_NA.sum(axis=1)
     row_N = np.cumsum(lengths_N) - lengths_N
-    data = np.full(int(lengths_N.sum()), ESCAPE, np.uint8)
-    ends = row_N[:, None] + np.cumsum(prefixes_NA, axis=1) - 1
-    data[ends] = lengths_NA[:, :-1] % ESCAPE
+    data = np.empty(int(lengths_N.sum()), np.uint8)
+    put_lengths(data, row_N, lengths_NA)
     start_NA = (row_N + prefix_N)[:, None] + np.cumsum(lengths_NA, axis=1) - lengths_NA
     starts = start_NA.T.ravel()
     for byte in range(4):
@@ -210,14 +212,16 @@ def _assemble(
     return lengths_N, data
 
 
-def _require_inside(
+def _spans(
     offsets_N: npt.NDArray[np.integer], lengths_N: npt.NDArray[np.integer], size_bytes: int
-) -> None:
-    offsets, lengths = offsets_N.astype(np.int64), lengths_N.astype(np.int64)
-    wrong = np.flatnonzero((offsets < 0) | (lengths < 0) | (lengths > size_bytes - offsets))
-    if wrong.size:
-        row = wrong[0]
-        raise BundleError(
-            f"row {row}, entropy-coded record: {lengths[row]} bytes at {offsets[row]} lie outside "
-            f"the {size_bytes} bytes there are"
-        )
+) -> list[tuple[int, int]]:
+    """First byte and end of each row; BundleError where they lie outside `size_bytes`."""
+    offsets, lengths = offsets_N.tolist(), lengths_N.tolist()
+    spans = [(at, at + length) for at, length in zip(offsets, lengths, strict=True)]
+    for row, (at, end) in enumerate(spans):
+        if not 0 <= at <= end <= size_bytes:
+            raise BundleError(
+                f"row {row}, entropy-coded record: {end - at} bytes at {at} lie outside the "
+                f"{size_bytes} bytes there are"
+            )
+    return spans

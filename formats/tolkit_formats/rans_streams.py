@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tolkit_formats.errors import BundleError
+from tolkit_formats.rans_lanes import read_lengths, refuse
 from tolkit_formats.rans_models import PROB_BITS, Models
 
-__all__ = ["ESCAPE", "LOWER_STATE", "Streams", "decode_lockstep", "decode_singly"]
+__all__ = ["LOWER_STATE", "Streams", "decode_lockstep", "decode_singly"]
 
 LOWER_STATE = 1 << 16  # least state of a stream with words to come
-ESCAPE = 255  # a length that goes on in the next byte
 _HEAD_BYTES = 4
 _MASK = (1 << PROB_BITS) - 1
 _BLOCK_VALUES = 1 << 17
@@ -50,9 +49,9 @@ class Streams:
         end_N = np.cumsum([len(row) for row in rows], dtype=np.int64)
         at_N = np.concatenate([np.zeros(1, np.int64), end_N[:-1]])
         if not lanes:
-            _refuse(end_N > at_N, first_row, "expected no bytes where no position leaves a choice")
+            refuse(end_N > at_N, first_row, "expected no bytes where no position leaves a choice")
             return cls(data, np.zeros(0, np.uint32), at_N[:0], at_N[:0], len(rows), first_row)
-        lengths_NA, at_N = _lane_lengths(data, at_N, end_N, lanes, first_row)
+        lengths_NA, at_N = read_lengths(data, at_N, end_N, lanes, first_row)
         end_M = (at_N[:, None] + np.cumsum(lengths_NA, axis=1)).T.ravel()
         length_M = lengths_NA.T.ravel()
         head_M = np.where(length_M > _HEAD_BYTES, _HEAD_BYTES - length_M % 2, length_M)
@@ -63,7 +62,7 @@ class Streams:
             states_M += np.where(head_M > byte, value_M, np.uint32(0))
         at_M += head_M
         zero_M = (head_M > 0) & (data[at_M - 1] == 0)
-        _refuse(
+        refuse(
             zero_M.reshape(lanes, -1).any(axis=0), first_row, "a lane's state ends in a zero byte"
         )
         return cls(data, states_M, at_M, end_M, len(rows), first_row)
@@ -73,7 +72,7 @@ class Streams:
         open_M = (self.states_M != 0) | (self.at_M != self.end_M)
         if open_M.any():
             open_N = open_M.reshape(-1, self.num_rows).any(axis=0)
-            _refuse(open_N, self.first_row, "its bytes do not end where its symbols do")
+            refuse(open_N, self.first_row, "its bytes do not end where its symbols do")
 
 
 def decode_lockstep(streams: Streams, model_P: _I64, models: Models) -> _U8:
@@ -165,29 +164,3 @@ def decode_singly(streams: Streams, model_P: _I64, models: Models) -> _U8:
             symbols_PN[lane::lanes, row] = models.symbols_KT[slots]
             streams.states_M[stream], streams.at_M[stream] = state, at
     return symbols_PN
-
-
-def _lane_lengths(
-    data: _U8, at_N: _I64, end_N: _I64, lanes: int, first_row: int
-) -> tuple[_I64, _I64]:
-    """Bytes of each lane [N, A] and where the first lane of each row starts [N]."""
-    at_N = at_N.copy()
-    lengths_NA = np.zeros((len(at_N), lanes), np.int64)
-    for lane in range(lanes - 1):
-        going = np.arange(len(at_N))
-        while going.size:
-            past = np.zeros(len(at_N), bool)
-            past[going] = at_N[going] >= end_N[going]
-            _refuse(past, first_row, "the lengths of its lanes run past it")
-            byte = data[at_N[going]]
-            lengths_NA[going, lane] += byte
-            at_N[going] += 1
-            going = going[byte == ESCAPE]
-    lengths_NA[:, -1] = end_N - at_N - lengths_NA.sum(axis=1)
-    _refuse(lengths_NA[:, -1] < 0, first_row, "its lanes are longer than it")
-    return lengths_NA, at_N
-
-
-def _refuse(wrong_N: npt.NDArray[np.bool_], first_row: int, what: str) -> None:
-    if wrong_N.any():
-        raise BundleError(f"row {first_row + int(wrong_N.argmax())}, entropy-coded record: {what}")
