@@ -94,15 +94,14 @@ class Models:
 
     @cached_property
     def steps_KT(self) -> npt.NDArray[np.uint32]:
-        """uint32 [K * T]: frequency << PROB_BITS | slot - start, what a decoding step needs.
-
-        Entries of certain models hold no frequency (it does not fit); they are never stepped.
-        """
-        model_KT = np.repeat(np.arange(self.num_models), _TOTAL)
-        freqs = self.freqs_KS[model_KT, self.symbols_KT].astype(np.uint32) & np.uint32(_TOTAL - 1)
+        """uint32 [K * T]: frequency << PROB_BITS | slot - start, what a decoding step needs."""
+        freqs_KS = self.freqs_KS.astype(np.uint32)
+        # wraps below 0 and back above when the slot is added
+        entries_KS = (freqs_KS << np.uint32(PROB_BITS)) - self.starts_KS
+        owned_KS = np.take_along_axis(self.freqs_KS, self._order_KS, axis=1)
+        entries_KS = np.take_along_axis(entries_KS, self._order_KS, axis=1)
         slots = np.tile(np.arange(_TOTAL, dtype=np.uint32), self.num_models)
-        offsets = slots - self.starts_KS[model_KT, self.symbols_KT]
-        return np.asarray(freqs << np.uint32(PROB_BITS) | offsets, np.uint32)
+        return np.asarray(np.repeat(entries_KS.ravel(), owned_KS.ravel()) + slots, np.uint32)
 
     @cached_property
     def _order_KS(self) -> npt.NDArray[np.int64]:
@@ -115,7 +114,10 @@ class Models:
         """float64 [N]: the ideal cost in bits of each row, -sum of log2(frequency / T)."""
         with np.errstate(divide="ignore"):
             bits_KS = PROB_BITS - np.log2(self.freqs_KS.astype(np.float64))
-        return np.asarray(bits_KS[model_of_C, symbols_NC].sum(axis=1), np.float64)
+        cost_N = np.zeros(len(symbols_NC))
+        for symbols_N, model in zip(symbols_NC.T, model_of_C, strict=True):
+            cost_N += bits_KS[model].take(symbols_N)
+        return cost_N
 
 
 def normalised(counts_KS: npt.NDArray[np.integer | np.floating]) -> npt.NDArray[np.uint16]:

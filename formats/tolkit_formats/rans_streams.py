@@ -68,10 +68,12 @@ class Streams:
         return cls(data, states_M, at_M, end_M, len(rows), first_row)
 
     def require_ended(self) -> None:
-        """BundleError names the first row with a lane that is not back at state 0, all read."""
-        open_M = (self.states_M != 0) | (self.at_M != self.end_M)
-        if open_M.any():
-            open_N = open_M.reshape(-1, self.num_rows).any(axis=0)
+        """BundleError names the first row with a lane that is not back at state 0.
+
+        A state with words to come is at least LOWER_STATE, so at 0 all are read.
+        """
+        if self.states_M.any():
+            open_N = self.states_M.reshape(-1, self.num_rows).max(axis=0) > 0
             refuse(open_N, self.first_row, "its bytes do not end where its symbols do")
 
 

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tolkit_formats import rans
@@ -190,6 +190,14 @@ def test_every_way_through_the_code(way: str, lanes: int) -> None:
     round_trip(drawn(13, model_of_C, models, rng), model_of_C, models, lanes)
 
 
+def test_example_of_the_page() -> None:
+    models = Models(np.array([[1024, 12288, 3072]], np.uint16))
+    row = "1 2 1 1 0 1 1 2 1 1 0 2 1 2 2 1 0 0 1 1 1 1 2 1"
+    symbols_NC = np.array([row.split()], np.uint8)
+    for lanes, expected in ((1, "08 43 c3 73 00 74"), (2, "04 00 1c de 75 00 b0 6c 02")):
+        assert round_trip(symbols_NC, np.zeros(24, np.uint8), models, lanes).hex(" ") == expected
+
+
 def test_lanes_longer_than_one_length_byte() -> None:
     rng = np.random.default_rng(6)
     models = Models(np.full((1, 256), TOTAL // 256, np.uint16))
@@ -205,6 +213,32 @@ def test_lanes_of_very_different_length(way: str) -> None:
     symbols_NC = np.zeros((4, 200), np.uint8)
     symbols_NC[0, ::2] = symbols_NC[1, 1::2] = symbols_NC[2] = 1
     round_trip(symbols_NC, model_of_C, models, 2)
+
+
+def test_models_of_one_peak_keep_their_numbers_order() -> None:
+    freqs = [[TOTAL // 2, TOTAL // 2, 0], [0, TOTAL // 2, TOTAL // 2]]
+    models = Models(np.array(freqs, np.uint16))
+    model_of_C = np.array([1, 0, 1, 0, 0, 1] * 4, np.uint8)
+    symbols_NC = np.array([[1, 0, 2, 1, 0, 1] * 4, [2, 1, 1, 1, 0, 2] * 4], np.uint8)
+    round_trip(symbols_NC, model_of_C, models, 1)
+
+
+def test_a_state_at_the_lower_bound_reads_nothing(way: str) -> None:
+    """Rows made so that a state is 2^16 exactly after a symbol, with words still to come."""
+    models = Models(np.full((1, 256), 64, np.uint16))
+    rng = np.random.default_rng(15)
+    rows: list[list[int]] = []
+    while len(rows) < 3:
+        row, x, hit = [], 0, False
+        for symbol in rng.integers(0, 256, 300).tolist():
+            full = x >= 64 * 2**18
+            x = x // 2**16 if full else x
+            if full and x // 64 == 4:
+                symbol, hit = 0, hit or x == 256
+            x = x // 64 * TOTAL + 64 * symbol + x % 64
+            row.insert(0, symbol)
+        rows += [row] * hit
+    round_trip(np.array(rows, np.uint8), np.zeros(300, np.uint8), models, 1)
 
 
 @pytest.mark.parametrize("rare", [1, 2, 100])
@@ -341,8 +375,7 @@ def test_damaged_rows_are_refused_or_another_rows_bytes(way: str) -> None:
         for damaged in flips + cuts + longer:
             symbols = decoded_or_none(damaged, model_of_C, models, 2)
             tried += 1
-            if way != "chunks":  # the oracle is slow
-                assert symbols == naively_decoded_or_none(damaged, *oracle)
+            assert symbols == naively_decoded_or_none(damaged, *oracle)
             if symbols is not None:
                 passed += 1
                 assert (
@@ -352,25 +385,22 @@ def test_damaged_rows_are_refused_or_another_rows_bytes(way: str) -> None:
     assert 0 < passed < tried / 10
 
 
-@pytest.mark.parametrize("size", [1, 2, 3])
-def test_all_byte_strings_of_a_length(size: int) -> None:
-    """The decoder accepts the encoder's image and nothing else, for all strings of few bytes."""
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_accepted_is_what_some_row_encodes_to(lanes: int) -> None:
+    """All rows of a small alphabet against all strings of a byte and many longer ones."""
     models = Models(np.array([[TOTAL - 9, 8, 1], [TOTAL - 600, 600, 0]], np.uint16))
     model_of_C = np.array([0, 1, 1], np.uint8)
-    rows = itertools.product(*([s for s in range(3) if models.freqs_KS[k, s]] for k in model_of_C))
+    rows = itertools.product(*(np.flatnonzero(models.freqs_KS[k]) for k in model_of_C))
     symbols_NC = np.array(list(rows), np.uint8)
-    for lanes in (1, 2):
-        lengths, data = encode(symbols_NC, model_of_C, models, lanes)
-        written = {
-            data.tobytes()[at : at + n] for at, n in zip(starts(lengths), lengths, strict=True)
-        }
-        assert len(written) == len(symbols_NC)
-        rng = np.random.default_rng(size)
-        values = range(256**size) if size < 3 else rng.integers(0, 256**3, 2000).tolist()
-        for value in values if size < 2 else list(values)[:: 1 if size == 3 else 37]:
-            row = value.to_bytes(size, "little")
-            accepted = decoded_or_none(row, model_of_C, models, lanes) is not None
-            assert accepted == (row in written)
+    lengths, data = encode(symbols_NC, model_of_C, models, lanes)
+    written = {data.tobytes()[at : at + n] for at, n in zip(starts(lengths), lengths, strict=True)}
+    assert len(written) == len(symbols_NC)
+    rng = np.random.default_rng(14)
+    strings = {bytes([value]) for value in range(256)} | {b""} | written
+    strings |= {rng.bytes(size) for size in (2, 3, 4, 5, 6) for _ in range(400)}
+    for string in sorted(strings):
+        accepted = decoded_or_none(string, model_of_C, models, lanes) is not None
+        assert accepted == (string in written), string
 
 
 def test_first_damaged_row_is_named(way: str) -> None:
@@ -495,21 +525,20 @@ def cost(counts: list[float], freqs: list[int]) -> float:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from([0, 1, 1, 2, 3, 50, 1000, 10**6, 10**12]), min_size=1, max_size=40))
+@example([1, 532, 1, 1])  # rounding alone leaves an exchange that pays
 def test_tables_sum_cover_and_cannot_be_improved(counts: list[int]) -> None:
     if not any(counts):
         counts[0] = 1
     freqs = normalised(np.array([counts], np.int64))[0].tolist()
     assert sum(freqs) == TOTAL
     assert [f > 0 for f in freqs] == [n > 0 for n in counts]
-    best = cost(counts, freqs)
-    total = sum(counts)
     for give, take in itertools.permutations(range(len(counts)), 2):
         if counts[give] and freqs[take] > 1:
-            # one unit exchanged: what the quotient in the logarithm's place lets pass is tiny
-            change = counts[take] * math.log(freqs[take] / (freqs[take] - 1)) - counts[
-                give
-            ] * math.log1p(1 / freqs[give])
-            assert change > -1e-6 * total, (give, take, best)
+            gain = counts[give] * math.log1p(1 / freqs[give])
+            loss = counts[take] * math.log1p(1 / (freqs[take] - 1))
+            # the quotient in the logarithm's place is off by 0.12 % at 1, by the cube less beyond
+            off = 0.002 / min(freqs[give], freqs[take] - 1) ** 3
+            assert gain <= loss * (1 + off + 1e-9), (give, take)
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1], [5, 1, 1], [1, 10**9, 3], [7, 0, 2], [1, 2, 40_000]])
