@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ import numpy.typing as npt
 import torch
 
 from tolkit import __version__
+from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
 from tolkit.compress.encode import PlaneError, Shared, encode_rows
-from tolkit.compress.plan import EncodePlan, nominal_bits, shared_bytes
+from tolkit.compress.fit_bands import filled_plan, fit_bands
+from tolkit.compress.plan import EncodePlan, PlanePlan, nominal_bits
 from tolkit.parallel import block_pool
-from tolkit.progress import Progress
+from tolkit.progress import Progress, SilentProgress
 from tolkit.sources import TableSource
 from tolkit_formats import digests, files
 from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
 from tolkit_formats.reader import shared_name
+from tolkit_formats.tensorfile import ITEM_BYTES
 from tolkit_formats.writer import BundleWriter, require_absent
 
 __all__ = ["BundleReport", "LayerReport", "Resources", "dry_run", "write_bundle"]
@@ -56,7 +60,7 @@ class LayerReport:
     status: str
     into: int | None = None
     codec: Mapping[str, object] | None = None
-    bytes_per_token: int = 0
+    bytes_per_token: float = 0
     shared_bytes: int = 0
     relative_error: float | None = None
     running_sum_error: float | None = None
@@ -91,12 +95,14 @@ def write_bundle(
     weights_V: npt.NDArray[np.uint64] | None,
     resources: Resources,
     progress: Progress,
+    calibration: Calibration | None = None,
 ) -> BundleReport:
     """Encode `plan` and publish it as `destination`.
 
     Args:
         options: resolved options for the history; plain JSON, no paths.
         weights_V: token counts that weight covariances, by token id; None weighs all equally.
+        calibration: readers' metrics, for `bands`.
 
     Raises:
         OutputExistsError, ResourceError, NonFiniteError and what the source raises.
@@ -118,6 +124,8 @@ def write_bundle(
             "embedding": origin.embedding,
             "layers": [[d.norm, d.ffn] for d in origin.layers],
             "weights": _counts_digest(weights_V),
+            "bands": None if plan.bands is None else [asdict(plan.bands), plan.table_bytes],
+            "calibration": None if calibration is None else calibration.digest,
             "torch": torch.__version__,
         }
     )
@@ -133,20 +141,29 @@ def write_bundle(
         forget_damaged(writer)
         # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
         _write_side_files(source, writer)
-        shared = fit_bases(source, plan, weights, writer, pool, progress)
+        if plan.bands is not None:
+            filled = fit_bands(source, plan, weights_V, calibration, writer.work, pool, progress)
+            plan = filled_plan(plan, filled)
+            shared: Shared = {layer: decided.working for layer, decided in filled.layers.items()}
+            stored = _named({layer: decided.stored for layer, decided in filled.layers.items()})
+        else:
+            shared = fit_bases(source, plan, weights, writer, pool, progress)
+            stored = _named(_stored_bases(source, plan, shared))
         errors = encode_rows(source, plan, shared, writer, pool, progress)
-        _write_bases(shared, writer)
+        if stored:
+            writer.put_tensors("tables/bases.safetensors", stored)
         manifest = Manifest(
             vocab_size=source.vocab_size,
             num_layers=source.num_layers,
             hidden_size=source.hidden_size,
             layers=plan.statuses,
-            tiers=(plan.tier,),
+            tiers=plan.tiers,
             encoding=Encoding(plan.feedback_recorded, tuple(p.layer for p in plan.planes)),
             sources=origin,
             files={},
             history=(*source.history, step),
             mapped_slots=source.slot_of_token_V is not None,
+            predictors=plan.predictors,
             combine=source.combine,
             lookup_scale=source.lookup_scale,
             out_of_range=source.out_of_range,
@@ -170,8 +187,26 @@ def write_bundle(
     )
 
 
-def dry_run(source: TableSource, plan: EncodePlan, *, command: str) -> BundleReport:
-    """The report `write_bundle` would give, bytes predicted, nothing written."""
+def dry_run(
+    source: TableSource,
+    plan: EncodePlan,
+    *,
+    command: str,
+    weights_V: npt.NDArray[np.uint64] | None = None,
+    calibration: Calibration | None = None,
+    resources: Resources | None = None,
+    progress: Progress | None = None,
+) -> BundleReport:
+    """The report `write_bundle` would give, bytes predicted, nothing written.
+
+    `bands` is fitted to a sample of rows for it.
+    """
+    if plan.bands is not None:
+        with block_pool((resources or Resources()).threads) as pool:
+            filled = fit_bands(
+                source, plan, weights_V, calibration, None, pool, progress or SilentProgress()
+            )
+        plan = filled_plan(plan, filled)
     values = source.vocab_size * source.num_layers * source.hidden_size
     return BundleReport(
         command=command,
@@ -198,14 +233,30 @@ def _token_of_slot(source: TableSource) -> npt.NDArray[np.int64]:
     return np.argsort(source.slot_of_token_V)
 
 
-def _write_bases(shared: Shared, writer: BundleWriter) -> None:
-    bases = {
-        shared_name(layer, name): ("F16", tensor.numpy())
-        for layer, tensors in shared.items()
-        for name, tensor in tensors.items()
+def _named(
+    layers: Mapping[int, Mapping[str, tuple[str, npt.NDArray[Any]]]],
+) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+    """Arrays under their full names in tables/bases.safetensors."""
+    return {
+        shared_name(layer, name): array
+        for layer, arrays in layers.items()
+        for name, array in arrays.items()
     }
-    if bases:
-        writer.put_tensors("tables/bases.safetensors", bases)
+
+
+def _stored_bases(
+    source: TableSource, plan: EncodePlan, shared: Shared
+) -> dict[int, dict[str, tuple[str, npt.NDArray[Any]]]]:
+    """Fitted bases, and the shared arrays of copied planes as the source has them."""
+    layers = {}
+    for plane in plan.planes:
+        if plane.copy:
+            layers[plane.layer] = dict(source.stored_shared(plane.layer))
+        else:
+            layers[plane.layer] = {
+                name: ("F16", tensor.numpy()) for name, tensor in shared[plane.layer].items()
+            }
+    return layers
 
 
 def _write_side_files(source: TableSource, writer: BundleWriter) -> None:
@@ -236,8 +287,8 @@ def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[
                 status.status,
                 None,
                 plane.codec.to_json(),
-                sum(plane.codec.segments()),
-                shared_bytes(plane.codec),
+                _bytes_per_token(plan, plane),
+                _shared_bytes(plan, plane),
                 error.relative_error if error and measured else None,
                 error.running_sum_error if error and measured else None,
             )
@@ -245,6 +296,30 @@ def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[
     return tuple(reports)
 
 
+def _bytes_per_token(plan: EncodePlan, plane: PlanePlan) -> float:
+    """Mean over tokens, where tiers differ."""
+    sizes = [
+        tier.num_rows * sum(codec.segments())
+        for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
+    ]
+    return sum(sizes) / sum(tier.num_rows for tier in plan.tiers)
+
+
+def _shared_bytes(plan: EncodePlan, plane: PlanePlan) -> int:
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for codec in plane.codecs:
+        shapes |= codec.shared_shapes()
+    if plane.layer in plan.predictors:
+        shapes |= plan.predictors[plane.layer].shared_shapes()
+    return sum(math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in shapes.values())
+
+
 def _nominal_bits(plan: EncodePlan) -> float:
     """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
-    return sum(nominal_bits(p.codec) for p in plan.planes) / len(plan.statuses)
+    rows = sum(tier.num_rows for tier in plan.tiers)
+    total = sum(
+        tier.num_rows * nominal_bits(codec)
+        for plane in plan.planes
+        for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
+    )
+    return total / rows / len(plan.statuses)

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +21,11 @@ from tolkit.errors import BundleError, CheckpointError, InputError
 from tolkit.model import CheckpointFiles, LayerFfn, checkpoint_tensors
 from tolkit.model.files import require_finite
 from tolkit.parallel import all_intra_op_threads
+from tolkit.rotation import rotated
 from tolkit_formats import digests, files
-from tolkit_formats.codecs import Codec, Svd
+from tolkit_formats.codecs import Bands, Codec, Svd, prepared
 from tolkit_formats.manifest import HistoryEntry, LayerDigests, LayerStatus, Sources
+from tolkit_formats.predictor import Predictor, unit_rows
 from tolkit_formats.reader import Bundle, open_bundle
 from tolkit_formats.tensorfile import TensorStream
 
@@ -58,12 +60,20 @@ class TableSource(Protocol):
     history: tuple[HistoryEntry, ...]
     token_counts_V: npt.NDArray[np.uint64] | None
     slot_of_token_V: npt.NDArray[np.uint32] | None
+    tier_ranges: tuple[tuple[int, int], ...]
+    predictors: Mapping[int, Predictor]
+
+    def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
+        """From now on order slots by these counts, and keep them; before anything is read."""
 
     def plane(self, layer: int) -> PlaneReader:
         """Get ready to read one layer's table."""
 
-    def plane_codec(self, layer: int) -> Codec | None:
-        """How the layer is stored, None when it is computed from weights."""
+    def embedded(self, first_slot: int, stop_slot: int) -> Tensor:
+        """Embedding rows of the tokens in a run of slots: float32 [N, D]."""
+
+    def plane_codecs(self, layer: int) -> tuple[Codec, ...]:
+        """How the layer is stored in each tier, empty when it is computed from weights."""
 
     def token_at(self, slot: int) -> int:
         """Token id whose rows lie in a slot."""
@@ -71,8 +81,8 @@ class TableSource(Protocol):
     def stored_plane(self, layer: int, first_slot: int, stop_slot: int) -> npt.NDArray[np.uint8]:
         """A stored plane's bytes U8 [N, B], for copying (bundles only)."""
 
-    def stored_shared(self, layer: int) -> Mapping[str, Tensor]:
-        """A stored plane's shared arrays in their stored dtypes, for copying (bundles only)."""
+    def stored_shared(self, layer: int) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
+        """A stored plane's shared arrays, name -> (dtype, array), for copying (bundles only)."""
 
     def sources(self) -> Sources:
         """Digests of weights, tokenizer and config; reads all weights once."""
@@ -133,13 +143,20 @@ class CheckpointSource:
         self.identity: str | None = None
         self.history: tuple[HistoryEntry, ...] = ()
         self.token_counts_V = self._files.token_counts()
-        self.slot_of_token_V = None
+        self.slot_of_token_V: npt.NDArray[np.uint32] | None = None
+        self.tier_ranges: tuple[tuple[int, int], ...] = ((0, self.vocab_size),)
+        self.predictors: Mapping[int, Predictor] = {}
         self._sources: Sources | None = None
         self._token_of_slot = torch.arange(self.vocab_size)
         if self.token_counts_V is not None:
-            self.slot_of_token_V = slots_by_count(self.token_counts_V)
-            order = np.argsort(self.slot_of_token_V)
-            self._token_of_slot = torch.from_numpy(order.astype(np.int64))
+            self.use_counts(self.token_counts_V)
+
+    def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
+        """See TableSource."""
+        self.token_counts_V = counts_V
+        self.slot_of_token_V = slots_by_count(counts_V)
+        order = np.argsort(self.slot_of_token_V)
+        self._token_of_slot = torch.from_numpy(order.astype(np.int64))
 
     def plane(self, layer: int) -> PlaneReader:
         """Loads this layer's FFN (LayerFfn states the memory); `sources` has checked it."""
@@ -152,9 +169,14 @@ class CheckpointSource:
 
         return read
 
-    def plane_codec(self, layer: int) -> Codec | None:
+    def embedded(self, first_slot: int, stop_slot: int) -> Tensor:
+        """See TableSource."""
+        weight_VD = self._files.tensor("model.embed_tokens.weight")
+        return weight_VD[self._token_of_slot[first_slot:stop_slot]].float()
+
+    def plane_codecs(self, layer: int) -> tuple[Codec, ...]:
         """None: rows are computed."""
-        return None
+        return ()
 
     def token_at(self, slot: int) -> int:
         """See TableSource."""
@@ -164,7 +186,7 @@ class CheckpointSource:
         """Never: a checkpoint stores no planes."""
         raise AssertionError("a checkpoint has no stored planes")
 
-    def stored_shared(self, layer: int) -> Mapping[str, Tensor]:
+    def stored_shared(self, layer: int) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
         """Never: a checkpoint stores no planes."""
         raise AssertionError("a checkpoint has no stored planes")
 
@@ -239,10 +261,10 @@ class BundleSource:
         self.path = path
         self.bundle: Bundle = open_bundle(path)
         manifest = self.bundle.manifest
-        if len(manifest.tiers) != 1 or manifest.num_rows != manifest.vocab_size:
+        if manifest.num_rows != manifest.vocab_size:
             raise InputError(
-                f"{path}: has {manifest.num_rows:,} records in {len(manifest.tiers)} tiers for "
-                f"{manifest.vocab_size:,} tokens; only whole tables of one tier are read here"
+                f"{path}: has {manifest.num_rows:,} records for {manifest.vocab_size:,} tokens; "
+                "only whole tables are read here"
             )
         self.vocab_size = manifest.vocab_size
         self.num_layers = manifest.num_layers
@@ -255,35 +277,81 @@ class BundleSource:
         self.history = manifest.history
         self.token_counts_V = self.bundle.token_counts()
         self.slot_of_token_V = self.bundle.slot_of_token
+        self.tier_ranges = tuple((t.first_slot, t.first_slot + t.num_rows) for t in manifest.tiers)
+        self.predictors = manifest.predictors
+        self._stored_slot_V: npt.NDArray[np.int64] | None = None  # of new slots, once reordered
+
+    def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
+        """See TableSource; stored records stay where they are and are picked one by one."""
+        slot_of_token_V = slots_by_count(counts_V)
+        token_of_slot = np.argsort(slot_of_token_V)
+        self._stored_slot_V = self.bundle.slots_of(token_of_slot)
+        self.token_counts_V, self.slot_of_token_V = counts_V, slot_of_token_V
+        self.tier_ranges = ((0, self.vocab_size),)
 
     def plane(self, layer: int) -> PlaneReader:
-        """Widens the plane's basis, if it has one."""
+        """Expands the plane's basis and predictor, if it has them."""
         bundle = self.bundle
-        shared = shared_tensors(bundle, layer)
+        stored = bundle.shared(layer)
+        codecs = dict(zip(bundle.manifest.tiers, self._codecs(layer), strict=True))
+        ready = {
+            tier.index: {
+                name: torch.from_numpy(array) for name, array in prepared(codec, stored).items()
+            }
+            for tier, codec in codecs.items()
+        }
+        weights_DD = bundle.predictor_weights(layer)
 
         def read(first_slot: int, stop_slot: int) -> Tensor:
-            pieces = bundle.plane_bytes(layer, first_slot, stop_slot)
-            return torch.cat([decode_plane(codec, plane, shared) for codec, plane in pieces])
+            pieces = bundle.plane_pieces(layer, self._stored_slots(first_slot, stop_slot))
+            rows_ND = torch.empty((stop_slot - first_slot, self.hidden_size))
+            for tier, where, plane_NB in pieces:
+                rows_ND[where] = decode_plane(codecs[tier], plane_NB, ready[tier.index])
+            if weights_DD is not None:
+                unit_ND = unit_rows(self.embedded(first_slot, stop_slot).numpy())
+                rows_ND += torch.from_numpy(unit_ND) @ torch.from_numpy(weights_DD).T
+            return rows_ND
 
         return read
 
-    def plane_codec(self, layer: int) -> Codec | None:
-        """The codec of a kept layer."""
-        return self.bundle.plane_codec(layer)
+    def _stored_slots(self, first_slot: int, stop_slot: int) -> npt.NDArray[np.int64]:
+        if self._stored_slot_V is None:
+            return np.arange(first_slot, stop_slot)
+        return self._stored_slot_V[first_slot:stop_slot]
+
+    def _codecs(self, layer: int) -> tuple[Codec, ...]:
+        tiers = self.bundle.manifest.tiers
+        return tuple(p.codec for tier in tiers for p in tier.planes if p.layer == layer)
+
+    def embedded(self, first_slot: int, stop_slot: int) -> Tensor:
+        """See TableSource."""
+        return torch.from_numpy(self.bundle.embedded(self._tokens[first_slot:stop_slot]))
+
+    @property
+    def _tokens(self) -> npt.NDArray[np.int64]:
+        """Token in each slot."""
+        slots = self.slot_of_token_V
+        return np.arange(self.vocab_size) if slots is None else np.argsort(slots)
+
+    def plane_codecs(self, layer: int) -> tuple[Codec, ...]:
+        """The codec of a kept layer in each tier."""
+        self.bundle.plane(layer)
+        return self._codecs(layer)
 
     def token_at(self, slot: int) -> int:
         """See TableSource."""
-        slots = self.slot_of_token_V
-        return slot if slots is None else int(np.flatnonzero(slots == slot)[0])
+        return int(self._tokens[slot])
 
     def stored_plane(self, layer: int, first_slot: int, stop_slot: int) -> npt.NDArray[np.uint8]:
         """See TableSource."""
         pieces = self.bundle.plane_bytes(layer, first_slot, stop_slot)
         return np.concatenate([plane for _, plane in pieces])
 
-    def stored_shared(self, layer: int) -> Mapping[str, Tensor]:
+    def stored_shared(self, layer: int) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
         """See TableSource."""
-        return {k: torch.from_numpy(np.array(v)) for k, v in self.bundle.shared(layer).items()}
+        dtypes = {"uint8": "U8", "float16": "F16"}
+        arrays = {name: np.array(array) for name, array in self.bundle.shared(layer).items()}
+        return {name: (dtypes[array.dtype.name], array) for name, array in arrays.items()}
 
     def sources(self) -> Sources:
         """Carried over from the bundle's own manifest."""
@@ -309,25 +377,38 @@ class BundleSource:
         """Nothing to do: every byte read was checked against the manifest."""
 
 
-def shared_tensors(bundle: Bundle, layer: int) -> Mapping[str, Tensor]:
-    """A plane's shared arrays as float32 tensors."""
-    return {
-        name: torch.from_numpy(np.asarray(array, dtype=np.float32))
-        for name, array in bundle.shared(layer).items()
-    }
-
-
 def decode_plane(
     codec: Codec, plane_NB: npt.NDArray[np.uint8], shared: Mapping[str, Tensor]
 ) -> Tensor:
-    """Rows float32 [N, D] from stored bytes; the basis product runs in torch.
+    """Rows float32 [N, D] from stored bytes; products with a basis run in torch.
 
     numpy's own matrix product would use its own threads beside torch's.
+
+    Args:
+        shared: what `tolkit_formats.codecs.prepared` makes of the plane's arrays.
     """
+    if isinstance(codec, Bands):
+        return _decode_bands(codec, plane_NB, shared)
     if isinstance(codec, Svd):
         coeffs_NR = torch.from_numpy(codec.inner.decode(plane_NB, {}))
         return coeffs_NR @ shared["basis"]
     return torch.from_numpy(codec.decode(plane_NB, {}))
+
+
+def _decode_bands(
+    codec: Bands, plane_NB: npt.NDArray[np.uint8], shared: Mapping[str, Tensor]
+) -> Tensor:
+    rows_ND = shared["mean"].repeat(len(plane_NB), 1)
+    if len(codec.stored_C):
+        arrays = {name: tensor.numpy() for name, tensor in shared.items()}
+        values_NC = torch.from_numpy(codec.coefficients(plane_NB, arrays))
+        if codec.basis:
+            rows_ND += values_NC @ shared["basis"]
+        else:
+            full_NR = values_NC.new_zeros(rows_ND.shape)
+            full_NR[:, torch.from_numpy(codec.stored_C)] = values_NC
+            rows_ND += rotated(full_NR)
+    return rows_ND.mul_(2.0**codec.exponent)
 
 
 def lineage(history: Sequence[HistoryEntry]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from tolkit_cli._command import command
@@ -39,13 +40,48 @@ BitsOption = Annotated[
     ),
 ]
 CodecOption = Annotated[
-    Literal["int8", "int4", "nf4", "fp4"] | None,
+    Literal["int8", "int4", "nf4", "fp4", "bands"] | None,
     option(
         WHAT,
         "--codec",
         metavar="NAME",
-        help="int8, int4, nf4 or fp4 instead of --bits.",
+        help="int8, int4, nf4 or fp4 instead of --bits; bands fills a budget.",
     ),
+]
+BitsPerValueOption = Annotated[
+    float | None,
+    option(
+        WHAT,
+        "--bits-per-value",
+        metavar="X",
+        help="At most X true bits a value, everything stored counted: codec bands.",
+    ),
+]
+BudgetOption = Annotated[
+    str | None,
+    option(WHAT, "--budget", metavar="SIZE", help="The same as bytes: 1.5GB, 800MiB, 123456."),
+]
+CalibrationOption = Annotated[
+    Path | None,
+    option(
+        WHAT,
+        "--calibration",
+        metavar="FILE",
+        help="What errors cost at each layer, from tol calibrate; about halves the loss of bands.",
+    ),
+]
+PredictOption = Annotated[
+    str,
+    option(
+        WHAT,
+        "--predict",
+        metavar="auto|0|BITS",
+        help="Bits of weights that predict rows from embeddings, for bands; 0 predicts nothing.",
+    ),
+]
+HadamardOption = Annotated[
+    bool,
+    option(WHAT, "--hadamard", help="bands with a fixed rotation instead of a stored basis."),
 ]
 DropOption = Annotated[
     str | None,
@@ -92,6 +128,11 @@ def compress(
     drop: DropOption = None,
     weights: WeightsOption = "auto",
     no_feedback: NoFeedbackOption = False,
+    bits_per_value: BitsPerValueOption = None,
+    budget: BudgetOption = None,
+    calibration: CalibrationOption = None,
+    predict: PredictOption = "auto",
+    hadamard: HadamardOption = False,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     restart: RestartOption = False,
@@ -109,7 +150,8 @@ def compress(
     from tolkit.bundling import Resources
     from tolkit.compress import CompressSpec
     from tolkit.compress import compress as compress_tables
-    from tolkit.compress.spec import BITS_TO_CODEC, parse_layers
+    from tolkit.compress.bands import BandsWish
+    from tolkit.compress.spec import BITS_TO_CODEC, parse_layers, parse_predict, parse_size
     from tolkit.errors import UsageError
     from tolkit.sources import open_source
 
@@ -123,6 +165,10 @@ def compress(
         drop=layers,
         feedback=not no_feedback,
         weights=weights,
+        bits_per_value=bits_per_value,
+        budget_bytes=None if budget is None else parse_size(budget, "--budget"),
+        calibration=None if calibration is None else str(calibration),
+        bands=BandsWish("hadamard" if hadamard else "klt", parse_predict(predict)),
     )
     report = compress_tables(
         source,

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolkit_formats.bitpack import FieldLayout
-from tolkit_formats.codecs.base import read_integer, refuse_unknown
 from tolkit_formats.codecs.bands import MAX_EXPONENT, MAX_WIDTH
+from tolkit_formats.codecs.base import read_integer, refuse_unknown
 from tolkit_formats.errors import BundleError
 
 __all__ = ["Predictor", "unit_rows"]
@@ -71,5 +71,5 @@ class Predictor:
 def unit_rows(embedded_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     """Embedding rows scaled to a root mean square of 1, a row of zeros left alone: [N, D]."""
     mean_N1 = np.square(embedded_ND).mean(axis=1, keepdims=True)
-    unit_ND: NDArray[np.float32] = embedded_ND / np.sqrt(np.where(mean_N1 > 0, mean_N1, 1))
-    return unit_ND
+    unit_ND = embedded_ND / np.sqrt(np.where(mean_N1 > 0, mean_N1, np.float32(1)))
+    return unit_ND.astype(np.float32, copy=False)

@@ -211,6 +211,32 @@ class Bundle:
             )
         return self.shards.take(self.manifest.tiers[0], self.slots_of(token_ids))
 
+    def plane_pieces(
+        self, layer: int, slots: npt.NDArray[np.int64]
+    ) -> list[tuple[Tier, npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+        """One layer's stored bytes of slots in any order, CRC-checked.
+
+        Returns:
+            for each tier touched: it, which of `slots` lie in it, and U8 [rows, plane bytes].
+        """
+        pieces = []
+        for tier in self.manifest.tiers:
+            inside = (slots >= tier.first_slot) & (slots < tier.first_slot + tier.num_rows)
+            where = np.flatnonzero(inside)
+            if len(where):
+                (plane,) = [plane for plane in tier.planes if plane.layer == layer]
+                records = self._records(tier, slots[where])
+                pieces.append((tier, where, records[:, plane.offset : plane.offset + plane.length]))
+        return pieces
+
+    def _records(self, tier: Tier, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Records of slots of one tier: mapped where they follow each other within a shard."""
+        first, stop = int(slots[0]) - tier.first_slot, int(slots[-1]) - tier.first_slot + 1
+        same_shard = first // tier.rows_per_shard == (stop - 1) // tier.rows_per_shard
+        if same_shard and stop - first == len(slots) and bool((np.diff(slots) == 1).all()):
+            return self.shards.run(tier, first, stop)
+        return self.shards.take(tier, slots)
+
     def plane_bytes(
         self, layer: int, first_slot: int, stop_slot: int
     ) -> list[tuple[Codec, npt.NDArray[np.uint8]]]:

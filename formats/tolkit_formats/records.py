@@ -16,7 +16,15 @@ import numpy.typing as npt
 from tolkit_formats.codecs import Codec
 from tolkit_formats.limits import BLOCK_ROWS, MAX_SHARD_BYTES, MAX_VOCAB_SIZE
 
-__all__ = ["CRC_BYTES", "STRIDE_MULTIPLE", "Plane", "Tier", "crc_of_records", "lay_out", "seal_records"]
+__all__ = [
+    "CRC_BYTES",
+    "STRIDE_MULTIPLE",
+    "Plane",
+    "Tier",
+    "crc_of_records",
+    "lay_out",
+    "seal_records",
+]
 
 CRC_BYTES = 4
 STRIDE_MULTIPLE = 16

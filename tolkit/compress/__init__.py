@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tolkit.calibrate import load_metric
 from tolkit.compress.plan import plan_compress, plan_drop
 from tolkit.compress.spec import CompressSpec, DropSpec
 from tolkit.counts import load_counts
@@ -43,22 +44,43 @@ def compress(
     from tolkit.bundling import Resources, dry_run, write_bundle
 
     source = open_source(source_path)
+    if spec.weights not in ("auto", "none"):
+        source.use_counts(load_counts(Path(spec.weights), source))
+    counts_V = None if spec.weights == "none" else source.token_counts_V
+    calibration = None
+    if spec.calibration is not None:
+        calibration = load_metric(Path(spec.calibration), source)
     plan = plan_compress(source, spec)
     if dry:
-        return dry_run(source, plan, command="compress")
-    counts_V = None
-    if spec.weights == "auto":
-        counts_V = source.token_counts_V
-    elif spec.weights != "none":
-        counts_V = load_counts(Path(spec.weights), source)
-    options = {
+        return dry_run(
+            source,
+            plan,
+            command="compress",
+            weights_V=counts_V,
+            calibration=calibration,
+            progress=progress or TqdmProgress(),
+            resources=resources or Resources(),
+        )
+    options: dict[str, Any] = {
         "rank": spec.rank,
         "codec": spec.codec or "f16",
         "drop": list(spec.drop),
         "fold": spec.fold,
         "feedback": spec.feedback,
         "weights": "none" if counts_V is None else "counts",
+        **spec.chosen_by,
     }
+    if spec.into is not None:
+        options["into"] = [spec.into[layer] for layer in spec.drop]
+    if spec.bands is not None:
+        options |= {
+            "bits_per_value": spec.bits_per_value,
+            "budget_bytes": spec.budget_bytes,
+            "transform": spec.bands.transform,
+            "predictor_bits": spec.bands.predictor_bits,
+            "tiers": spec.bands.tiers,
+            "calibration": None if calibration is None else calibration.digest,
+        }
     return write_bundle(
         source,
         plan,
@@ -68,6 +90,7 @@ def compress(
         weights_V=counts_V,
         resources=resources or Resources(),
         progress=progress or TqdmProgress(),
+        calibration=calibration,
     )
 
 

@@ -11,7 +11,7 @@ exactly with the variances of the last walk (see `allocate`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,10 @@ import torch
 from torch import Tensor
 
 from tolkit.compress.allocate import LayerNeed, widths_at
-from tolkit.compress.codecs.bands import rotated
 from tolkit.compress.gram import GramAccumulator
-from tolkit.compress.lloyd import DISTORTION, lloyd_max
+from tolkit.compress.lloyd import lloyd_max
 from tolkit.compress.tiers import TierRange
 from tolkit.compress.transform import (
-    SIDE_SHARE,
     Metric,
     Moments,
     Quantised,
@@ -35,12 +33,14 @@ from tolkit.compress.transform import (
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Task
+from tolkit.rotation import rotated
 from tolkit_formats.limits import BLOCK_ROWS
 
 __all__ = ["BandsWish", "LayerFit", "PlaneRows", "Rows", "Walk", "codebooks_of", "unit_rows"]
 
 _SAMPLED_ROWS = 4096
-_SIDE_BITS = 16  # of a scale
+_PREDICTOR_BITS = 3
+_PREDICTOR_SHARE = 0.3
 _HALF = BLOCK_ROWS // 2
 
 PlaneRows = Callable[[int, int], Tensor]
@@ -52,13 +52,22 @@ class BandsWish:
 
     Attributes:
         transform: ``klt`` (a stored basis) or ``hadamard`` (none).
-        predictor_bits: of weights that predict rows from embeddings; 0 never, None where it pays.
+        predictor_bits: of weights that predict rows from embeddings; 0 for none, None decides by
+            the share of the budget they would take (`decided`).
         tiers: at most so many.
     """
 
     transform: str = "klt"
     predictor_bits: int | None = None
     tiers: int = 8
+
+    def decided(self, vocab_size: int, hidden_size: int, bits_per_value: float) -> BandsWish:
+        """The same with `predictor_bits` set: _PREDICTOR_BITS unless they take too much."""
+        if self.predictor_bits is not None:
+            return self
+        share = _PREDICTOR_BITS * hidden_size / vocab_size / bits_per_value
+        bits = _PREDICTOR_BITS if share <= _PREDICTOR_SHARE else 0
+        return replace(self, predictor_bits=bits)
 
 
 @dataclass(frozen=True)
@@ -68,13 +77,15 @@ class Rows:
     Attributes:
         ranges: first and last+1 row of each tier.
         tier_rows: rows of each tier in the source.
-        weights_V: float64 [rows], mean 1 over the source.
+        shares_V: float64 [rows], how much each counts in a sum over the source's weighted rows.
+        weights_V: float64 [rows], of the rows themselves, mean 1 over the source.
         unit: reader of unit embeddings, None where nothing is predicted.
         scratch: gives a place for `rows` x D values: an array in memory or on disk.
     """
 
     ranges: tuple[TierRange, ...]
     tier_rows: tuple[int, ...]
+    shares_V: Tensor
     weights_V: Tensor
     unit: PlaneRows | None
     scratch: Callable[[str], npt.NDArray[np.generic]]
@@ -127,6 +138,7 @@ class Walk:
     ) -> None:
         self.rows, self.wish, self.pool = rows, wish, pool
         self.price, self.feedback = price, feedback
+        self.predictor_bits = 0 if wish.predictor_bits is None else wish.predictor_bits
         self._carry: npt.NDArray[np.generic] | None = None
         self._turn = 0
 
@@ -143,7 +155,7 @@ class Walk:
         variances_TR, samples_SR, tier_S = self._measure(targets, transform)
         importance_R = transform.importance_R.numpy()
         worth_TR = weight_T[:, None] * variances_TR * importance_R
-        keep, bits_R = self._basis_widths(worth_TR, width)
+        keep, bits_R = self._basis_widths(worth_TR)
         if self.wish.transform == "hadamard":
             keep, bits_R, basis = np.arange(width), np.zeros(width, np.int64), None
         else:
@@ -163,11 +175,9 @@ class Walk:
             task.advance(self.rows.count)
         return fit
 
-    def _moments(
-        self, read: PlaneRows, targets: npt.NDArray[np.generic], width: int
-    ) -> Moments:
+    def _moments(self, read: PlaneRows, targets: npt.NDArray[np.generic], width: int) -> Moments:
         """Weighted moments of [1, target, unit]; the targets are spilled on the way."""
-        unit = self.rows.unit if self.wish.predictor_bits != 0 else None
+        unit = self.rows.unit if self.predictor_bits else None
         joint = 1 + width * (2 if unit is not None else 1)
         gram = GramAccumulator(joint, pool=self.pool.executor)
         waiting: list[Tensor] = []
@@ -196,18 +206,12 @@ class Walk:
                 waiting.append(joint_NJ)
                 held += len(joint_NJ)
                 if held >= BLOCK_ROWS or block is blocks[-1]:
-                    gram.add(torch.cat(waiting), self.rows.weights_V[start : start + held])
+                    gram.add(torch.cat(waiting), self.rows.shares_V[start : start + held])
                     start, held, waiting = start + held, 0, []
         return Moments.of_gram(gram.gram_DD(), width)
 
     def _transform(self, moments: Moments, metric: Metric, width: int) -> Transform:
-        transform = fit_transform(
-            moments,
-            metric,
-            price=self.price,
-            num_rows=sum(self.rows.tier_rows),
-            predictor_bits=self.wish.predictor_bits,
-        )
+        transform = fit_transform(moments, metric, self.predictor_bits)
         if self.wish.transform == "klt":
             return transform
         rotation_DD = rotated(torch.eye(width)).double()
@@ -265,19 +269,15 @@ class Walk:
         return residual_ND
 
     def _basis_widths(
-        self, worth_TR: npt.NDArray[np.float64], width: int
+        self, worth_TR: npt.NDArray[np.float64]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Which rows of the basis earn their bytes, and their bits: 4, 6 or 8.
+        """Which rows of the basis are in use, and their bits: 4, 6 or 8.
 
         A row's rounding is multiplied by its coefficient, so few bits serve coefficients of few.
         """
-        widths_TR = widths_at(worth_TR, self.price)
-        most_R = widths_TR.max(axis=0)
+        most_R = widths_at(worth_TR, self.price).max(axis=0)
         bits_R = np.where(most_R >= 5, 8, np.where(most_R >= 3, 6, 4))
-        saved_TR = worth_TR * (1 - DISTORTION[widths_TR]) - self.price * widths_TR
-        saved_R = (np.array(self.rows.tier_rows)[:, None] * saved_TR).sum(axis=0)
-        side_R = width * bits_R + _SIDE_BITS * (1 + (widths_TR > 0).sum(axis=0))
-        keep = np.flatnonzero((most_R > 0) & (saved_R > SIDE_SHARE * self.price * side_R))
+        keep = np.flatnonzero(most_R)
         return keep, bits_R[keep]
 
     def _pass_carry(

@@ -63,9 +63,6 @@ def fit_bases(
     """
     shared: dict[int, dict[str, Tensor]] = {p.layer: {} for p in plan.planes}
     fitted = [p for p in plan.planes if isinstance(p.codec, Svd) and not p.copy]
-    for plane in plan.planes:
-        if isinstance(plane.codec, Svd) and plane.copy:
-            shared[plane.layer] = dict(source.stored_shared(plane.layer))
     if not fitted:
         return shared
     fitter = _Fitter(source, plan, weights_V, writer, pool)

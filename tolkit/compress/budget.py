@@ -15,9 +15,9 @@ from tolkit.compress.allocate import fill, widths_at
 from tolkit.compress.bands import LayerFit
 from tolkit.compress.resolve import BandsLayer, resolve
 from tolkit.errors import UsageError
+from tolkit_formats.reader import shared_name
 from tolkit_formats.records import Tier, lay_out
 from tolkit_formats.sizes import SharedShapes, table_bytes
-from tolkit_formats.reader import shared_name
 
 __all__ = ["Filled", "Shape", "fill_budget", "search_price", "size_at"]
 
@@ -121,7 +121,7 @@ def _shapes(layers: Mapping[int, BandsLayer]) -> SharedShapes:
 def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:
     """Bytes under tables/ at a price, by whole widths without packing: good to a few per cent."""
     rows_T = np.array(shape.tier_rows, np.float64)
-    total = 16.0 * rows_T.sum() / 2 + 0.0  # CRC and half a step of padding
+    total = 8.0 * float(rows_T.sum())  # CRC and half a step of padding
     if shape.mapped_vocab_size is not None:
         total += 4 * shape.mapped_vocab_size
     for fit in fits:
@@ -129,7 +129,7 @@ def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:
         used_R = widths_TR.max(axis=0) > 0
         total += float((widths_TR.sum(axis=1) * rows_T).sum()) / 8
         total += float((fit.basis_bits_R[used_R] * shape.hidden_size).sum()) / 8
-        total += 2.0 * float((widths_TR > 0).sum()) + 2.0 * shape.hidden_size
+        total += 2.0 * int((widths_TR > 0).sum()) + 2.0 * shape.hidden_size
         if fit.transform.predictor is not None:
             weights = fit.transform.predictor.codes_RD.numel()
             total += fit.transform.predictor_bits * weights / 8 + 2.0 * shape.hidden_size

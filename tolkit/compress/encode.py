@@ -17,14 +17,16 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tolkit.compress.bands import unit_rows
 from tolkit.compress.codecs import encoder_for
 from tolkit.compress.plan import EncodePlan, PlanePlan
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
-from tolkit.progress import Progress
+from tolkit.progress import Progress, Task
 from tolkit.sources import PlaneReader, TableSource
 from tolkit_formats.limits import BLOCK_ROWS
-from tolkit_formats.writer import BundleWriter
+from tolkit_formats.records import Tier
+from tolkit_formats.writer import BundleWriter, ShardWriter
 
 __all__ = [
     "WORK_ROWS",
@@ -86,6 +88,7 @@ class _Block:
     stop: int
     records_NS: npt.NDArray[np.uint8]
     carry_ND: Tensor | None = None
+    unit_ND: Tensor | None = None
 
 
 def encode_rows(
@@ -104,34 +107,53 @@ def encode_rows(
     Returns:
         errors by layer, over the rows encoded in this run.
     """
-    tier = plan.tier
     errors = {p.layer: PlaneError() for p in plan.planes}
-    with progress.task("encode", tier.num_rows * len(plan.planes), "rows") as task:
-        for shard in range(tier.num_shards):
-            start = shard * tier.rows_per_shard
-            stop = start + tier.shard_rows(shard)
-            if writer.shard_done(tier, shard):
-                task.advance((stop - start) * len(plan.planes))
-                continue
-            with writer.open_shard(tier, shard) as out:
-                for group in row_blocks(start, stop, _blocks_at_once(plan, source, pool.threads)):
-                    blocks = [
-                        _Block(first, end, np.zeros((end - first, tier.stride), np.uint8))
-                        for first, end in group
-                    ]
-                    for plane in plan.planes:
-                        task.note(f"layer {plane.layer}")
-                        _encode_plane(source, plan, plane, blocks, shared, pool, errors)
-                        task.advance(group[-1][1] - group[0][0])
-                    for block in blocks:
-                        out.write(block.records_NS)
+    num_rows = sum(tier.num_rows for tier in plan.tiers)
+    with progress.task("encode", num_rows * len(plan.planes), "rows") as task:
+        for tier in plan.tiers:
+            for shard in range(tier.num_shards):
+                if writer.shard_done(tier, shard):
+                    task.advance(tier.shard_rows(shard) * len(plan.planes))
+                    continue
+                with writer.open_shard(tier, shard) as out:
+                    _encode_shard(source, plan, tier, shard, shared, out, pool, errors, task)
     return errors
 
 
-def _blocks_at_once(plan: EncodePlan, source: TableSource, threads: int) -> int:
+def _encode_shard(
+    source: TableSource,
+    plan: EncodePlan,
+    tier: Tier,
+    shard: int,
+    shared: Shared,
+    out: ShardWriter,
+    pool: BlockPool,
+    errors: dict[int, PlaneError],
+    task: Task,
+) -> None:
+    start = tier.first_slot + shard * tier.rows_per_shard
+    stop = start + tier.shard_rows(shard)
+    predicts = any("predictor" in shared[p.layer] for p in plan.planes)
+    for group in row_blocks(start, stop, _blocks_at_once(tier, source, pool.threads)):
+        blocks = [
+            _Block(first, end, np.zeros((end - first, tier.stride), np.uint8))
+            for first, end in group
+        ]
+        if predicts:
+            for block in blocks:
+                block.unit_ND = unit_rows(source.embedded(block.first, block.stop))
+        for plane in plan.planes:
+            task.note(f"layer {plane.layer}")
+            _encode_plane(source, plan, tier, plane, blocks, shared, pool, errors)
+            task.advance(group[-1][1] - group[0][0])
+        for block in blocks:
+            out.write(block.records_NS)
+
+
+def _blocks_at_once(tier: Tier, source: TableSource, threads: int) -> int:
     """Blocks that take turns at each layer: a multiple of `threads`, so that reading a layer (its
     weights widened to float32) serves as many rows as _HELD_BYTES of records and carries allow."""
-    block_bytes = WORK_ROWS * (plan.tier.stride + 4 * source.hidden_size)
+    block_bytes = WORK_ROWS * (tier.stride + 4 * source.hidden_size)
     return threads * max(1, _HELD_BYTES // (threads * block_bytes))
 
 
@@ -145,13 +167,14 @@ def row_blocks(start: int, stop: int, threads: int) -> Iterator[list[tuple[int, 
 def _encode_plane(
     source: TableSource,
     plan: EncodePlan,
+    tier: Tier,
     plane: PlanePlan,
     blocks: list[_Block],
     shared: Shared,
     pool: BlockPool,
     errors: dict[int, PlaneError],
 ) -> None:
-    (place,) = [p for p in plan.tier.planes if p.layer == plane.layer]
+    (place,) = [p for p in tier.planes if p.layer == plane.layer]
     where = slice(place.offset, place.offset + place.length)
     if plane.copy:
         for block in blocks:
@@ -170,6 +193,8 @@ def _encode_plane(
             shared[plane.layer],
             feedback=plan.feedback,
             first_slot=block.first,
+            tier=tier.index,
+            unit_ND=block.unit_ND,
         )
         block.records_NS[:, where] = plane_NB.numpy()
         block.carry_ND = carried_ND
@@ -200,12 +225,16 @@ def encode_block(
     *,
     feedback: bool,
     first_slot: int,
+    tier: int = 0,
+    unit_ND: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, PlaneError]:
     """Encode one block of a plane: table plus carry under feedback, the table alone without.
 
     Args:
         own_ND: the table's rows, float32 [N, D].
         carry_ND: error of the running sum before this plane, tables minus decoded; None is zero.
+        tier: whose codec.
+        unit_ND: unit embeddings of the rows, for planes with a predictor.
 
     Returns:
         the plane's bytes U8 [N, B], the carry after it float32 [N, D], and the sums of squares.
@@ -214,10 +243,16 @@ def encode_block(
         NonFiniteError: names layer and token.
     """
     summed_ND = own_ND if carry_ND is None else own_ND + carry_ND
+    target_ND = summed_ND if feedback else own_ND
+    predicted_ND = None
+    if "predictor" in shared:
+        assert unit_ND is not None
+        predicted_ND = unit_ND @ shared["predictor"].T
+        target_ND = target_ND - predicted_ND
     try:
-        plane_NB, decoded_ND = encoder_for(plane.codec).encode(
-            summed_ND if feedback else own_ND, shared
-        )
+        plane_NB, decoded_ND = encoder_for(plane.codecs[tier]).encode(target_ND, shared)
+        if predicted_ND is not None:
+            decoded_ND += predicted_ND
     except NonFiniteError as error:
         token = "" if error.row is None else f", token {source.token_at(first_slot + error.row)}"
         raise NonFiniteError(

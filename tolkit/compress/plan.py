@@ -1,18 +1,27 @@
-"""From a source and a wish to a plan: every plane's codec and members, bytes known beforehand."""
+"""From a source and a wish to a plan: every plane's codec and members, bytes known beforehand.
+
+For codec `bands` the plan is made in two steps: layers and budget here, widths of coefficients
+once the transforms are fitted (`fit_bands`).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
+from tolkit.compress.bands import BandsWish
 from tolkit.compress.fold import drop, members_of
 from tolkit.compress.spec import CompressSpec, DropSpec, named_codec, parse_ranks
+from tolkit.compress.tiers import TierRange
 from tolkit.errors import UsageError
 from tolkit.sources import TableSource, lineage
-from tolkit_formats.codecs import Codec, Raw, Svd, codec_from_json
+from tolkit_formats.codecs import Bands, Codec, Raw, Svd, codec_from_json
 from tolkit_formats.manifest import LayerStatus
+from tolkit_formats.predictor import Predictor
+from tolkit_formats.reader import shared_name
 from tolkit_formats.records import Tier, lay_out
+from tolkit_formats.sizes import table_bytes
 from tolkit_formats.tensorfile import ITEM_BYTES
 
 __all__ = [
@@ -33,15 +42,20 @@ class PlanePlan:
 
     Attributes:
         layer: original index.
-        codec: how it will be stored.
+        codecs: how it will be stored in each tier; none yet for `bands` before it is fitted.
         members: source planes whose sum it encodes, ascending.
         copy: the stored bytes are taken over as they are; codec and members are the source's.
     """
 
     layer: int
-    codec: Codec
+    codecs: tuple[Codec, ...]
     members: tuple[int, ...]
     copy: bool = False
+
+    @property
+    def codec(self) -> Codec:
+        """In the first tier."""
+        return self.codecs[0]
 
 
 @dataclass(frozen=True)
@@ -53,25 +67,29 @@ class EncodePlan:
         statuses: of all L layers.
         feedback: whether a plane pays back what earlier planes lost.
         feedback_recorded: what the manifest says of the result (copied planes included).
-        tier: the record layout.
-        table_bytes: predicted bytes under tables/, within a few headers' bytes.
+        tiers: the record layouts; none yet for `bands` before it is fitted.
+        table_bytes: bytes under tables/; for `bands` before it is fitted the budget.
         warnings: what the user should know before it runs.
+        bands: how `bands` shall look, None for other codecs.
+        predictors: by layer.
     """
 
     planes: tuple[PlanePlan, ...]
     statuses: tuple[LayerStatus, ...]
     feedback: bool
     feedback_recorded: bool
-    tier: Tier
+    tiers: tuple[Tier, ...]
     table_bytes: int
     warnings: tuple[str, ...] = ()
+    bands: BandsWish | None = None
+    predictors: Mapping[int, Predictor] = field(default_factory=dict)
 
     def to_json(self) -> list[dict[str, object]]:
         """The planes, for fingerprints."""
         return [
             {
                 "layer": p.layer,
-                "codec": p.codec.to_json(),
+                "codecs": [codec.to_json() for codec in p.codecs],
                 "members": list(p.members),
                 "copy": p.copy,
             }
@@ -87,7 +105,7 @@ def is_lossy(codec: Codec) -> bool:
 def plan_build(source: TableSource, dtype: str) -> EncodePlan:
     """All layers, raw, exactly what the FFNs give."""
     codec = named_codec(dtype, source.hidden_size)
-    planes = tuple(PlanePlan(i, codec, (i,)) for i in range(source.num_layers))
+    planes = tuple(PlanePlan(i, (codec,), (i,)) for i in range(source.num_layers))
     return _plan(source, planes, source.statuses, feedback=False, recorded=False, warnings=[])
 
 
@@ -101,16 +119,18 @@ def plan_compress(source: TableSource, spec: CompressSpec) -> EncodePlan:
     statuses = source.statuses
     warnings = _lossy_warnings(source)
     if spec.drop:
-        statuses = drop(statuses, spec.drop, fold=spec.fold, option="--drop")
+        statuses = drop(statuses, spec.drop, fold=spec.fold, option="--drop", into=spec.into)
     members = members_of(source.statuses, statuses)
     _require_residual(source, feedback=spec.feedback, fold=spec.fold and bool(spec.drop))
+    if spec.codec == "bands":
+        return _plan_bands(source, spec, members, statuses, warnings)
     ranks = (
         {} if spec.rank is None else parse_ranks(spec.rank, source.num_layers, source.hidden_size)
     )
     planes = []
     for layer, summed in members.items():
         codec = _codec(spec.codec or "f16", ranks.get(layer), source.hidden_size)
-        planes.append(PlanePlan(layer, codec, summed))
+        planes.append(PlanePlan(layer, (codec,), summed))
     warnings += _break_even_warnings(source, {p.layer: ranks.get(p.layer) for p in planes})
     return _plan(
         source,
@@ -141,11 +161,17 @@ def plan_drop(source: TableSource, spec: DropSpec) -> EncodePlan:
     planes = []
     carrying = False  # whether an encoded plane before this one left a loss to pay back
     for layer, summed in members.items():
-        codec = source.plane_codec(layer)
-        assert codec is not None
+        codecs = source.plane_codecs(layer)
         encode = carrying or len(summed) > 1
-        planes.append(PlanePlan(layer, codec, summed, copy=not encode))
-        carrying = encode and is_lossy(codec)
+        if encode and isinstance(codecs[0], Bands):
+            raise UsageError(
+                f"{source.path}: layer {layer} is stored as bands, fitted to the table it had, "
+                "and cannot take in another one",
+                hint="compress the checkpoint again with: tol compress CKPT --drop LAYERS "
+                "(or add --plain, which loses more)",
+            )
+        planes.append(PlanePlan(layer, codecs, summed, copy=not encode))
+        carrying = encode and is_lossy(codecs[0])
     warnings = []
     encoded = [p for p in planes if not p.copy]
     if any(is_lossy(p.codec) for p in encoded):
@@ -159,7 +185,13 @@ def plan_drop(source: TableSource, spec: DropSpec) -> EncodePlan:
             "without what the dropped layers paid back"
         )
     return _plan(
-        source, tuple(planes), statuses, feedback=spec.fold, recorded=spec.fold, warnings=warnings
+        source,
+        tuple(planes),
+        statuses,
+        feedback=spec.fold,
+        recorded=spec.fold,
+        warnings=warnings,
+        ranges=source.tier_ranges,
     )
 
 
@@ -178,14 +210,67 @@ def _plan(
     feedback: bool,
     recorded: bool,
     warnings: list[str],
+    ranges: Sequence[TierRange] = (),
 ) -> EncodePlan:
-    tier = lay_out([(p.layer, p.codec) for p in planes], source.vocab_size)
-    table_bytes = tier.stride * tier.num_rows
-    table_bytes += sum(shared_bytes(p.codec) for p in planes)
-    if source.slot_of_token_V is not None:
-        table_bytes += 4 * source.vocab_size
-    table_bytes += 32 * -(-table_bytes // (1 << 20))
-    return EncodePlan(planes, statuses, feedback, recorded, tier, table_bytes, tuple(warnings))
+    ranges = ranges or ((0, source.vocab_size),)
+    tiers = tuple(
+        lay_out(
+            [(p.layer, p.codecs[index]) for p in planes],
+            stop - first,
+            index=index,
+            first_slot=first,
+        )
+        for index, (first, stop) in enumerate(ranges)
+    )
+    predictors = {
+        p.layer: source.predictors[p.layer]
+        for p in planes
+        if p.copy and p.layer in source.predictors
+    }
+    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for plane in planes:
+        parts: list[Codec | Predictor] = [*plane.codecs, *_if_any(predictors.get(plane.layer))]
+        for part in parts:
+            for name, shape in part.shared_shapes().items():
+                shapes[shared_name(plane.layer, name)] = shape
+    size = table_bytes(tiers, shapes, mapped_vocab_size=_mapped(source))
+    return EncodePlan(
+        planes, statuses, feedback, recorded, tiers, size, tuple(warnings), predictors=predictors
+    )
+
+
+def _plan_bands(
+    source: TableSource,
+    spec: CompressSpec,
+    members: Mapping[int, tuple[int, ...]],
+    statuses: tuple[LayerStatus, ...],
+    warnings: list[str],
+) -> EncodePlan:
+    assert spec.bands is not None
+    values = source.vocab_size * source.num_layers * source.hidden_size
+    budget = spec.budget_bytes
+    if budget is None:
+        assert spec.bits_per_value is not None
+        budget = int(spec.bits_per_value * values / 8)
+    planes = tuple(PlanePlan(layer, (), summed) for layer, summed in members.items())
+    return EncodePlan(
+        planes,
+        statuses,
+        spec.feedback,
+        spec.feedback,
+        (),
+        budget,
+        tuple(warnings),
+        bands=spec.bands,
+    )
+
+
+def _if_any(predictor: Predictor | None) -> tuple[Predictor, ...]:
+    return () if predictor is None else (predictor,)
+
+
+def _mapped(source: TableSource) -> int | None:
+    return None if source.slot_of_token_V is None else source.vocab_size
 
 
 def shared_bytes(codec: Codec) -> int:
@@ -201,13 +286,16 @@ def nominal_bits(codec: Codec) -> float:
         return nominal_bits(codec.inner) * codec.rank / codec.width
     if isinstance(codec, Raw):
         return 8 * codec.segments()[1] // codec.width
+    if isinstance(codec, Bands):
+        return float(codec.widths_R.sum()) / codec.width
     return 8 if codec.name == "int8" else 4
 
 
 def _lossy_warnings(source: TableSource) -> list[str]:
     kept = [i for i, status in enumerate(source.statuses) if status.status == "kept"]
-    codecs = [source.plane_codec(layer) for layer in kept]
-    lossy = sorted({codec.name for codec in codecs if codec is not None and is_lossy(codec)})
+    lossy = sorted(
+        {codec.name for layer in kept for codec in source.plane_codecs(layer) if is_lossy(codec)}
+    )
     if not lossy:
         return []
     return [

@@ -8,10 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
+from tolkit.compress.bands import BandsWish
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Codec, codec_from_json
+from tolkit_formats.codecs.bands import MAX_WIDTH
 
 __all__ = [
     "BITS_TO_CODEC",
@@ -22,10 +25,13 @@ __all__ = [
     "middle_layers",
     "named_codec",
     "parse_layers",
+    "parse_predict",
     "parse_ranks",
+    "parse_size",
 ]
 
 DEFAULT_GROUP_SIZE = 64
+MAX_BITS_PER_VALUE = 32.0
 CODEC_NAMES = ("int8", "int4", "nf4", "fp4")
 BITS_TO_CODEC = {16: "f16", 8: "int8", 4: "nf4"}
 _RAW_NAMES = ("f32", "f16", "bf16")
@@ -44,6 +50,12 @@ class CompressSpec:
         fold: add a dropped table to the next kept layer (False: the paper's plain drop).
         feedback: each layer pays back what earlier ones lost.
         weights: ``auto`` (counts where known), ``none``, or the path of a counts file.
+        into: where to fold each layer of `drop`; None takes the next kept one.
+        chosen_by: how `drop` was chosen, for the history.
+        bits_per_value, budget_bytes: ceiling on true bytes under tables/, for codec ``bands``,
+            which they imply.
+        calibration: file of `tol calibrate`, for ``bands``.
+        bands: its other parameters.
     """
 
     rank: str | None = None
@@ -52,8 +64,27 @@ class CompressSpec:
     fold: bool = True
     feedback: bool = True
     weights: str = "auto"
+    into: Mapping[int, int] | None = None
+    chosen_by: Mapping[str, Any] = field(default_factory=dict)
+    bits_per_value: float | None = None
+    budget_bytes: int | None = None
+    calibration: str | None = None
+    bands: BandsWish | None = None
 
     def __post_init__(self) -> None:
+        if self.bits_per_value is not None or self.budget_bytes is not None:
+            object.__setattr__(self, "codec", self.codec or "bands")
+        if self.codec == "bands":
+            object.__setattr__(self, "bands", self.bands or BandsWish())
+            self._check_bands()
+            return
+        if self.bits_per_value is not None or self.budget_bytes is not None:
+            raise UsageError(
+                f"--codec: {self.codec} has a size of its own and fills no budget",
+                hint="leave --codec out, a budget is filled by codec bands",
+            )
+        if self.calibration is not None:
+            raise UsageError("--calibration: is used by codec bands", hint="add --bits-per-value")
         if self.codec is not None and self.codec not in CODEC_NAMES + _RAW_NAMES:
             raise UsageError(
                 f"--codec: {self.codec!r} is not offered, expected {', '.join(CODEC_NAMES)}"
@@ -63,6 +94,22 @@ class CompressSpec:
                 "compress: nothing to do",
                 hint="give --rank, --bits, --codec or --drop",
             )
+
+    def _check_bands(self) -> None:
+        if (self.bits_per_value is None) == (self.budget_bytes is None):
+            raise UsageError(
+                "--codec bands: needs exactly one of --bits-per-value and --budget",
+                hint="for instance --bits-per-value 1.0",
+            )
+        if self.rank is not None:
+            raise UsageError("--rank: codec bands finds its own rank", hint="leave --rank out")
+        if self.bits_per_value is not None and not 0 < self.bits_per_value <= MAX_BITS_PER_VALUE:
+            raise UsageError(
+                f"--bits-per-value: expected a number above 0, up to {MAX_BITS_PER_VALUE:g}, "
+                f"got {self.bits_per_value:g}"
+            )
+        if self.budget_bytes is not None and self.budget_bytes < 1:
+            raise UsageError(f"--budget: expected bytes above 0, got {self.budget_bytes}")
 
 
 @dataclass(frozen=True)
@@ -166,6 +213,32 @@ def _rank(text: str, hidden_size: int) -> int:
             f"--rank: {text} gives rank {rank}, expected 1 to {hidden_size} (the hidden size)"
         )
     return rank
+
+
+def parse_size(text: str, option: str) -> int:
+    """``1.5GB``, ``800 MiB`` or ``123456`` -> bytes; GB is 10^9, GiB 2^30.
+
+    Raises:
+        UsageError: not of that form.
+    """
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?)\s*([kKMGT]?)(i?)B?", text.strip())
+    if match is None or (match[3] and not match[2]):
+        raise UsageError(f"{option}: {text!r} is not a size", hint="write 1.5GB, 800MiB or bytes")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(Decimal(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def parse_predict(text: str) -> int | None:
+    """``auto`` -> None, else 0 or 2 to 8.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text == "auto":
+        return None
+    if text.isascii() and text.isdigit() and (text == "0" or 2 <= int(text) <= MAX_WIDTH):
+        return int(text)
+    raise UsageError(f"--predict: {text!r}, expected auto, 0 or 2 to {MAX_WIDTH} bits")
 
 
 def middle_layers(kept: Sequence[int], count: int) -> tuple[int, ...]:

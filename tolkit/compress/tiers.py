@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 
@@ -32,7 +34,7 @@ def tier_ranges(
     group_V = np.minimum((level_V - level_V[-1]) / step, tiers - 1).astype(np.int64)
     starts = [0, *(np.flatnonzero(np.diff(group_V)) + 1).tolist(), num_rows]
     ranges: list[TierRange] = []
-    for first, stop in zip(starts[:-1], starts[1:], strict=True):
+    for first, stop in itertools.pairwise(starts):
         if ranges and min(stop - first, ranges[-1][1] - ranges[-1][0]) < _FEWEST_ROWS:
             ranges[-1] = (ranges[-1][0], stop)
         else:

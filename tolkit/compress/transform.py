@@ -15,21 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tolkit.compress.lloyd import DISTORTION
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import one_intra_op_thread
 
-__all__ = ["SIDE_SHARE", "Metric", "Moments", "Quantised", "Transform", "fit_transform", "quantise_rows"]
+__all__ = ["Metric", "Moments", "Quantised", "Transform", "fit_transform", "quantise_rows"]
 
-SIDE_SHARE = 0.25
-"""Part of the price at which arrays shared by all rows are charged. Under feedback an error that
-is not coded here comes back in the next layer's target, so the squared error at this layer's
-reader understates what such arrays save (on the reference model at 0.5 bits a value the full
-price loses 10 to 15 % in KL)."""
 _RIDGE = 1e-4
 _METRIC_FLOOR = 0.01  # of the mean diagonal, LAB finding 4
-_PREDICTOR_BITS = (2, 3, 4)
-_SIDE_BITS = 16  # of a scale
 
 
 @dataclass(frozen=True)
@@ -138,33 +130,15 @@ class Transform:
     exponent: int
 
 
-def fit_transform(
-    moments: Moments, metric: Metric, *, price: float, num_rows: int, predictor_bits: int | None
-) -> Transform:
-    """The transform that a bit worth `price` of squared error calls for.
+def fit_transform(moments: Moments, metric: Metric, predictor_bits: int) -> Transform:
+    """The best transform for these targets in this metric.
 
     Args:
-        price: lambda of the rate-distortion sum, squared error in the metric a row (of weight 1)
-            and bit.
-        num_rows: V; what all rows share is worth its bits only if they gain by it.
-        predictor_bits: of the weights; 0 never predicts, None takes the best of 0, 2, 3, 4.
+        predictor_bits: of the weights; 0 predicts nothing.
     """
-    choices = (0, *_PREDICTOR_BITS) if predictor_bits is None else (predictor_bits,)
-    if moments.cov_ut is None:
-        choices = (0,)
-    best: tuple[float, int, Quantised | None, Tensor, Tensor] | None = None
-    for bits in choices:
-        predictor, residual_DD = _predict(moments, bits)
-        with one_intra_op_thread():
-            values_D, vectors_DD = torch.linalg.eigh(metric.root_DD @ residual_DD @ metric.root_DD)
-        cost = _cost(values_D, price) * num_rows
-        if predictor is not None:
-            side_bits = bits * predictor.codes_RD.numel() + _SIDE_BITS * len(values_D)
-            cost += SIDE_SHARE * price * side_bits
-        if best is None or cost < best[0]:
-            best = (cost, bits, predictor, values_D, vectors_DD)
-    assert best is not None
-    _, bits, predictor, values_D, vectors_DD = best
+    predictor, residual_DD = _predict(moments, predictor_bits)
+    with one_intra_op_thread():
+        values_D, vectors_DD = torch.linalg.eigh(metric.root_DD @ residual_DD @ metric.root_DD)
     values_R, vectors_DR = values_D.flip(0).clamp(min=0), vectors_DD.flip(1)
     peak_1R = vectors_DR.abs().argmax(dim=0, keepdim=True)
     vectors_DR = vectors_DR * vectors_DR.gather(0, peak_1R).sign()
@@ -179,7 +153,7 @@ def fit_transform(
     return Transform(
         mean_D=scaled,
         predictor=predictor,
-        predictor_bits=bits,
+        predictor_bits=predictor_bits if predictor is not None else 0,
         analysis_DR=metric.root_DD @ vectors_DR * norms_R,
         synthesis_RD=synthesis_RD / norms_R[:, None],
         importance_R=1 / norms_R**2,
@@ -206,14 +180,6 @@ def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:
     residual = moments.cov_tt - cross_DD - cross_DD.T
     residual = residual + rounded_DD.T @ moments.cov_uu @ rounded_DD
     return quantised, (residual + residual.T) / 2
-
-
-def _cost(values_D: Tensor, price: float) -> float:
-    """Squared error plus price times bits of the best whole widths, a row of weight 1."""
-    distortion = torch.from_numpy(DISTORTION)
-    bits = torch.arange(len(distortion), dtype=torch.float64)
-    per_width = values_D.clamp(min=0)[:, None] * distortion + price * bits
-    return float(per_width.min(dim=1).values.sum())
 
 
 def _exponent(magnitudes: Tensor) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from tolkit.compress.codecs.bands import BandsEncoder
 from tolkit.compress.codecs.base import Encoder
 from tolkit.compress.codecs.fourbit import FourBitEncoder
 from tolkit.compress.codecs.int8 import Int8Encoder
 from tolkit.compress.codecs.raw import RawEncoder
 from tolkit.compress.codecs.svd import SvdEncoder
-from tolkit_formats.codecs import Codec, FourBit, Int8, Raw, Svd
+from tolkit_formats.codecs import Bands, Codec, FourBit, Int8, Raw, Svd
 
 __all__ = ["Encoder", "encoder_for"]
 
@@ -20,5 +21,7 @@ def encoder_for(codec: Codec) -> Encoder:
         return Int8Encoder(codec)
     if isinstance(codec, FourBit):
         return FourBitEncoder(codec)
+    if isinstance(codec, Bands):
+        return BandsEncoder(codec)
     assert isinstance(codec, Svd), f"no encoder for {codec}"
     return SvdEncoder(codec, encoder_for(codec.inner))

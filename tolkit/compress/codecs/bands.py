@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from tolkit.compress.codecs.base import empty_plane, refuse_non_finite
+from tolkit.rotation import rotated
 from tolkit_formats.bitpack import pack
 from tolkit_formats.codecs import Bands
-from tolkit_formats.codecs.bands import hadamard_block, hadamard_size
 
-__all__ = ["ANALYSIS", "BandsEncoder", "rotated"]
+__all__ = ["ANALYSIS", "BandsEncoder"]
 
 ANALYSIS = "analysis"
 
@@ -62,9 +62,7 @@ class BandsEncoder:
         full_NR[:, self._stored_C] = values_NC
         return rotated(full_NR)
 
-    def _quantised(
-        self, coeffs_NC: Tensor, shared: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def _quantised(self, coeffs_NC: Tensor, shared: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Codes uint8 [N, C] and the values a reader takes them for, width by width."""
         scales_C = shared[self.codec.scales_name]
         units_NC = coeffs_NC / torch.where(scales_C > 0, scales_C, 1.0)
@@ -91,10 +89,3 @@ class BandsEncoder:
     @property
     def _widths_C(self) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         return self.codec.widths_R[self.codec.stored_C]
-
-
-def rotated(rows_ND: Tensor) -> Tensor:
-    """Rows through the Hadamard rotation, which is its own inverse: float32 [N, D]."""
-    size = hadamard_size(rows_ND.shape[1])
-    block = torch.from_numpy(hadamard_block(size))
-    return (rows_ND.reshape(len(rows_ND), -1, size) @ block).reshape(rows_ND.shape)
