@@ -36,7 +36,8 @@ from tolkit.study.study import TAKES, EvaluatedStudy, Opened, Variant
 
 __all__ = ["ParetoStudy"]
 
-_BOUND_BITS = (0.125, 0.25, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
+_BOUND_BITS = (0.5, 1.0, 2.0, 4.0, 8.0)
+_CURVE_BITS = tuple(2 ** (step / 8) for step in range(-32, 37))
 _FEEDBACK = "feedback"
 
 
@@ -94,7 +95,8 @@ class ParetoStudy(EvaluatedStudy):
         yield from self.evaluated(context, waiting)
         rates = [bits for bits in _BOUND_BITS if _bound_key(bits) in keys]
         if rates:
-            yield [_bound_point(bench, bits) for bits in rates]
+            curve = [[bits, bench.bound.error_at(bits)] for bits in _CURVE_BITS]
+            yield [_bound_point(bench, bits, curve) for bits in rates]
 
     def notes(self, context: Context, rows: Sequence[Point]) -> Sequence[str]:
         """What is missing and why, and what the others' versions were."""
@@ -114,6 +116,12 @@ class ParetoStudy(EvaluatedStudy):
             kinds = ", ".join(GGUF_READ_ONLY)
             found.append(f"Left out: {kinds}, which the gguf package reads but does not write.")
         return found
+
+    def appendix(self, rows: Sequence[Point]) -> Mapping[str, str]:
+        """The bound at many rates."""
+        curve = next(row["curve"] for row in rows if row.get("curve"))
+        lines = ["bits_per_value,table_error", *(f"{bits},{error}" for bits, error in curve)]
+        return {"bound": "\n".join(lines) + "\n"}
 
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
         """KL divergence, and error with the bound, over bits a value."""
@@ -208,7 +216,7 @@ def _bound_key(bits: float) -> str:
     return f"bound {bits:g}"
 
 
-def _bound_point(bench: Bench, bits: float) -> Point:
+def _bound_point(bench: Bench, bits: float, curve: list[list[float]]) -> Point:
     return {
         "key": _bound_key(bits),
         "method": "Gaussian bound",
@@ -216,4 +224,5 @@ def _bound_point(bench: Bench, bits: float) -> Point:
         "mode": "bound",
         "bits_per_value": bits,
         "table_error": bench.bound.error_at(bits),
+        "curve": curve,
     }

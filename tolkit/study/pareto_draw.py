@@ -52,7 +52,6 @@ def draw(figure: Any, rows: Sequence[Point]) -> None:
     _points(above, shown, "kl_mean_nats", "kl_mean_nats_se")
     line = frontier(row for row in shown if row["mode"] == "feedback")
     above.plot(*_xy(line, "kl_mean_nats"), color=COLOURS[0], linewidth=1.2)
-    bound = [row for row in rows if row["family"] == "bound"]
     known = [row for row in methods if row[_ERROR]]
     _points(below, known, _ERROR, "")
     below.plot(*_xy(bound, "table_error"), color="#333333", linestyle="--", label="Gaussian bound")
