@@ -54,7 +54,8 @@ def draw(figure: Any, rows: Sequence[Point]) -> None:
     above.plot(*_xy(line, "kl_mean_nats"), color=COLOURS[0], linewidth=1.2)
     known = [row for row in methods if row[_ERROR]]
     _points(below, known, _ERROR, "")
-    below.plot(*_xy(bound, "table_error"), color="#333333", linestyle="--", label="Gaussian bound")
+    curve = next(row["curve"] for row in rows if row.get("curve"))
+    below.plot(*zip(*curve, strict=True), color="#333333", linestyle="--", label="Gaussian bound")
     for axes in (above, below):
         axes.set_yscale("log")
         axes.set_xscale("log", base=2)
