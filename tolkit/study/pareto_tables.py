@@ -168,9 +168,7 @@ class Bench:
             with torch.no_grad():
                 theirs, ours = rows.fetch(ids_N.to(device)), self.own.fetch(ids_N)
                 for layer in self.layers:
-                    error_ND = -_plane(ours, layer)
-                    if theirs[layer] is not None:
-                        error_ND += _plane(theirs, layer)
+                    error_ND = _plane(theirs[layer], lost_ND) - _plane(ours[layer], lost_ND)
                     lost_ND += error_ND
                     table += _energy(error_ND, weights_N)
                     running_sum += _energy(lost_ND, weights_N)
@@ -180,9 +178,10 @@ class Bench:
         return Errors(table / total, running_sum / total)
 
 
-def _plane(planes: Sequence[Tensor | None], layer: int) -> Tensor:
-    plane_ND = planes[layer]
-    assert plane_ND is not None
+def _plane(plane_ND: Tensor | None, like_ND: Tensor) -> Tensor:
+    """On the CPU in float32; zeros for a layer without a plane."""
+    if plane_ND is None:
+        return torch.zeros_like(like_ND)
     return plane_ND.to(device="cpu", dtype=torch.float32)
 
 

@@ -101,9 +101,9 @@ def tensor_bytes(*tensors: Tensor | None) -> int:
 
 
 def in_blocks(plane_VD: Tensor, store: Callable[[Tensor], Stored]) -> Stored:
-    """`store` on blocks of rows, for formats whose rows do not depend on each other.
+    """`store` on blocks of rows, so that a library's temporaries stay those of a block.
 
-    The temporaries of a library stay those of a block.
+    For formats whose groups end with a row.
     """
     decoded_VD = torch.empty_like(plane_VD)
     row_bytes = shared_bytes = 0
