@@ -114,7 +114,6 @@ RestartOption = Annotated[
     examples=[
         "tol study alpha ckpt --data stdlib:valid -o study-alpha --limit-tokens 20000",
         "tol study spectrum ckpt -o study-spectrum",
-        "tol study pareto ckpt --data stdlib:valid -o study-pareto --values nf4,bitsandbytes",
     ],
     next_step="tol compress with what the study recommends.",
     resumable=True,

@@ -282,6 +282,8 @@ def test_a_bundle_stands_for_its_own_rows(study: RunStudy, work: Path, tmp_path:
     assert row["bits_per_value"] == pytest.approx(4.5 * 3 / 4, abs=0.1)
     assert row["kl_mean_nats"] == by_key(report)["nf4 plain"]["kl_mean_nats"]
     assert "ffn-nf4" not in by_key(report)
+    with pytest.raises(UsageError, match="values: 'ffn-nf4' needs FFN weights"):
+        study("pareto", "b.tol", values="ffn-nf4")
     own_LVD = own_planes(work / "wide")[[0, 2, 3]]
     flat_LVD = bnb_planes(own_LVD, "nf4", False)
     assert row["table_error"] == pytest.approx(

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tolkit.errors import UsageError
 from tolkit.evaluate.adjust import require_tables
 from tolkit.model import FfnRows, RowSource
 from tolkit.sources import open_source
@@ -141,6 +142,11 @@ class ParetoStudy(EvaluatedStudy):
                 found.append(_peer(context, bench, peer))
         if context.runnable.rows is None and (names is None or FFN in names):
             found.append(_ffn(context, bench))
+        if not found:
+            raise UsageError(
+                f"values: {context.spec.values!r} needs FFN weights, "
+                f"{context.spec.model} is a bundle"
+            )
         return found
 
 

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +17,9 @@ from torch import Tensor
 
 from tolkit.compress.gram import BLOCK_ROWS, GramAccumulator, top_basis
 from tolkit.evaluate.runnable import full_float32
-from tolkit.model import RowSource
+from tolkit.model import LayerFfn, RowSource, checkpoint_tensors
 from tolkit.parallel import block_pool
-from tolkit.sources import open_source
+from tolkit.sources import CheckpointSource, PlaneReader, TableSource, open_source
 from tolkit.study.context import Context
 from tolkit.study.pareto_bound import GaussianBound
 from tolkit.study.peers import Peer
@@ -110,23 +109,24 @@ class Bench:
     @cached_property
     def own(self) -> SpooledTable:
         """The model's own table."""
-        table = self.empty("own")
-        slots_V = self._source.slot_of_token_V
+        table, slots_V = self.empty("own"), self._source.slot_of_token_V
         token_at_V = torch.arange(self.vocab_size)
         if slots_V is not None:
             token_at_V = torch.from_numpy(np.argsort(slots_V))
-        progress, threads = self._context.progress, self._context.spec.threads
+        device, progress = self._context.machine.device, self._context.progress
+        threads = self._context.spec.threads if device.type == "cpu" else 1
         with (
             progress.task("table", len(self.layers) * self.vocab_size, "rows") as task,
             block_pool(threads) as pool,
             full_float32(),
         ):
             for layer in self.layers:
-                read, plane_VD = self._source.plane(layer), table.plane(layer)
+                read = _reader(self._source, layer, device, token_at_V)
+                plane_VD = table.plane(layer)
 
-                def spool(first: int, read: Any = read, plane_VD: Tensor = plane_VD) -> None:
+                def spool(first: int, read: PlaneReader = read, to_VD: Tensor = plane_VD) -> None:
                     stop = min(first + BLOCK_ROWS, self.vocab_size)
-                    plane_VD[token_at_V[first:stop]] = read(first, stop)
+                    to_VD[token_at_V[first:stop]] = read(first, stop).cpu()
 
                 pool.map(spool, range(0, self.vocab_size, BLOCK_ROWS))
                 task.advance(self.vocab_size)
@@ -176,6 +176,16 @@ class Bench:
         if total == 0:
             return Errors(None, None)
         return Errors(table / total, running_sum / total)
+
+
+def _reader(
+    source: TableSource, layer: int, device: torch.device, token_at_V: Tensor
+) -> PlaneReader:
+    """Rows of a layer by slot; a checkpoint's FFN runs on the device."""
+    if device.type == "cpu" or not isinstance(source, CheckpointSource):
+        return source.plane(layer)
+    ffn = LayerFfn(checkpoint_tensors(source.path), layer, device=device)
+    return lambda first, stop: ffn(token_at_V[first:stop])
 
 
 def _plane(plane_ND: Tensor | None, like_ND: Tensor) -> Tensor:
