@@ -7,6 +7,7 @@ point where they end up far from it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tolkit.study.figure import COLOURS, log_floor, panel, plain_ticks, with_errors
@@ -64,8 +65,8 @@ def draw(figure: Any, rows: Sequence[Point]) -> None:
     above.legend(loc="upper right", fontsize=8, ncols=2)
     below.legend(*_marks(below), loc="lower left", fontsize=8, title=_KEY, title_fontsize=8)
     figure.draw_without_rendering()
-    _name(above, _places(shown, "kl_mean_nats"))
-    _name(below, _places(known, _ERROR))
+    _write(above, _names(shown, "kl_mean_nats"))
+    _write(below, _names(known, _ERROR))
 
 
 _KEY = "filled circles: error of the running sum;\nall others: of the tables"
@@ -102,7 +103,11 @@ def _points(axes: Any, rows: Sequence[Point], y: str, se: str) -> None:
     groups += [(look, [row for row in rows if row["family"] == f]) for f, look in _LOOKS.items()]
     for look, chosen in groups:
         if chosen:
-            style = {"linestyle": "none", **{k: v for k, v in look.items() if k != "label"}}
+            style = {
+                "linestyle": "none",
+                "markersize": 5,
+                **{k: v for k, v in look.items() if k != "label"},
+            }
             with_errors(axes, chosen, "bits_per_value", y, se, style, str(look["label"]))
 
 
@@ -121,15 +126,38 @@ def _limits(below: Any, above: Any, bits: Sequence[float], known: Sequence[Point
         below.set_ylim(min(errors) / 8, max(1.3, 2 * max(errors)))
 
 
-def _places(rows: Sequence[Point], y: str) -> list[tuple[str, float, float]]:
-    """Name and place of each point."""
-    return [(str(row["method"]), row["bits_per_value"], row[y]) for row in rows]
+@dataclass(frozen=True)
+class _Name:
+    """What to write at a point of the axes; its colour is the mark's, which says the library."""
+
+    text: str
+    x: float
+    y: float
+    colour: str
 
 
-def _name(axes: Any, places: Sequence[tuple[str, float, float]]) -> None:
+def _names(rows: Sequence[Point], y: str) -> list[_Name]:
+    return [
+        _Name(
+            _short(str(row["method"])),
+            row["bits_per_value"],
+            row[y],
+            _LOOKS.get(row["family"], _FEEDBACK)["color"],
+        )
+        for row in rows
+    ]
+
+
+def _short(name: str) -> str:
+    for prefix in ("bnb-", "gguf-", "torchao-"):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _write(axes: Any, names: Sequence[_Name]) -> None:
     """Write each name next to its point, where neither names nor points are yet."""
     scale = 72 / axes.figure.dpi
-    spots = [axes.transData.transform((x, y)) * scale for _, x, y in places]
+    spots = [axes.transData.transform((name.x, name.y)) * scale for name in names]
     taken = [(u - 4, v - 4, u + 4, v + 4) for u, v in spots]
     frame = axes.get_window_extent()
     edges = [value * scale for value in (frame.x0, frame.y0, frame.x1, frame.y1)]
@@ -137,19 +165,19 @@ def _name(axes: Any, places: Sequence[tuple[str, float, float]]) -> None:
     if legend is not None:
         box = legend.get_window_extent()
         taken.append((box.x0 * scale, box.y0 * scale, box.x1 * scale, box.y1 * scale))
-    order = sorted(range(len(places)), key=lambda i: (spots[i][1], spots[i][0]))
+    order = sorted(range(len(names)), key=lambda i: (spots[i][1], spots[i][0]))
     for i in order:
-        name, x, y = places[i]
-        step, box = _free_box(name, spots[i], taken, edges)
+        name = names[i]
+        step, box = _free_box(name.text, spots[i], taken, edges)
         taken.append(box)
         arrow = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.5, "shrinkB": 3}
         axes.annotate(
-            name,
-            (x, y),
+            name.text,
+            (name.x, name.y),
             xytext=step,
             textcoords="offset points",
             fontsize=_FONT,
-            color="#333333",
+            color=name.colour,
             ha="left" if step[0] > 0 else "right" if step[0] < 0 else "center",
             arrowprops=arrow if step in _FAR else None,
         ).set_in_layout(False)

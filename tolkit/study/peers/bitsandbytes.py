@@ -6,11 +6,11 @@ Matrices are quantised flattened: rows that are no multiple of the group come ou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-import bitsandbytes.functional as bnb
 from torch import Tensor
 
-from tolkit.study.peers.base import Stored, tensor_bytes
+from tolkit.study.peers.base import Stored, quiet_import, tensor_bytes
 
 __all__ = ["BlockwiseInt8", "FourBitPeer"]
 
@@ -36,6 +36,7 @@ class FourBitPeer:
 
     def round_trip(self, plane_VD: Tensor) -> Stored:
         """See Peer. The codebooks count once a matrix, as saved files hold them."""
+        bnb = _library()
         packed, state = bnb.quantize_4bit(
             plane_VD.flatten(),
             blocksize=_GROUP,
@@ -63,8 +64,16 @@ class BlockwiseInt8:
 
     def round_trip(self, plane_VD: Tensor) -> Stored:
         """See Peer."""
+        bnb = _library()
         codes, state = bnb.quantize_blockwise(plane_VD.flatten(), blocksize=_BLOCK)
         decoded_VD = bnb.dequantize_blockwise(codes, state).view(plane_VD.shape)
         return Stored(
             decoded_VD.float(), tensor_bytes(codes, state.absmax), tensor_bytes(state.code)
         )
+
+
+def _library() -> Any:
+    with quiet_import():
+        import bitsandbytes.functional as bnb
+
+    return bnb
