@@ -34,6 +34,7 @@ from tolkit.study.pareto_tables import Bench
 from tolkit.study.peers import FFN_PEER, GGUF_READ_ONLY, PEERS, Peer, installed_version
 from tolkit.study.store import Point
 from tolkit.study.study import TAKES, EvaluatedStudy, Opened, Variant
+from tolkit_formats import files
 
 __all__ = ["ParetoStudy"]
 
@@ -55,8 +56,8 @@ class ParetoStudy(EvaluatedStudy):
         "is the squared error of all tables over their variance, sum error that of the running "
         "sum over layers, which feedback keeps small. Gap is bits/value above the Gaussian "
         "rate-distortion bound (reverse water-filling over the tables' spectra) at the table "
-        "error, of feedback at the sum error; below zero only what knows more than the tables' "
-        "covariance."
+        "error, of feedback at the sum error; below zero only what knows more of the rows than "
+        "their covariance."
     )
     fields = (
         Field("method", "method", "text"),
@@ -77,8 +78,8 @@ class ParetoStudy(EvaluatedStudy):
         """Row weights and calibration besides: neither belongs to the model's identity."""
         counts_V = open_source(context.spec.model).token_counts_V
         weights = None if counts_V is None else hashlib.sha256(counts_V.tobytes()).hexdigest()
-        files_read = [Path(name).read_bytes() for name in context.spec.calibration]
-        calibration = [hashlib.sha256(data).hexdigest() for data in files_read]
+        name = _calibration(context)
+        calibration = None if name is None else _digest(Path(name))
         return {**super().fingerprint(context), "counts": weights, "calibration": calibration}
 
     def keys(self, context: Context) -> list[str]:
@@ -150,11 +151,26 @@ class ParetoStudy(EvaluatedStudy):
         return found
 
 
+def _calibration(context: Context) -> str | None:
+    """The file of `tol calibrate` that budgets look at, if one is named."""
+    named = context.spec.calibration
+    if len(named) > 1:
+        raise UsageError(f"calibration: pareto takes one file, got {len(named)}")
+    return named[0] if named else None
+
+
+def _digest(path: Path) -> str:
+    found = hashlib.sha256()
+    for chunk in files.read_chunks(path, 1 << 20):
+        found.update(chunk)
+    return found.hexdigest()
+
+
 def _own(context: Context, bench: Bench, own: Own, mode: str) -> Variant:
     facts = {"method": own.name, "family": "ours"}
     options = dict(own.options)
-    if context.spec.calibration and "bits_per_value" in options:
-        (options["calibration"],) = context.spec.calibration
+    if "bits_per_value" in options and _calibration(context) is not None:
+        options["calibration"] = _calibration(context)
     plain = compressed(context, f"{own.name} {mode}", facts, mode, **options)
 
     def open_(stack: ExitStack) -> Opened:

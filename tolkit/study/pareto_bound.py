@@ -12,6 +12,10 @@ rows and layers independent of each other. An error in row v counts w_v (1 on av
 for one water level theta. Equal weights give the textbook form. An error of 1 is the variance of
 the table: every row replaced by its layer's mean. Real rows are not Gaussian and may need less;
 rows of several layers are correlated, and a coder that knows an FFN needs less still.
+
+The same curve stands below errors of running sums over layers: summing maps the layers of a row
+one to one and keeps volumes, so as long as every direction is coded, sums take as many bits as
+layers do; at larger errors the curve is a guide.
 """
 
 from __future__ import annotations
