@@ -38,7 +38,7 @@ StudyArgument = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help="alpha, bits, rank, drop, spectrum or pruning.",
+        help="alpha, bits, rank, drop, spectrum, pruning or pareto.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -97,11 +97,11 @@ ValuesOption = Annotated[
         "--values",
         metavar="LIST",
         help="Other points, separated by commas: alphas, codecs, rank cuts in %, layers (3-5,9), "
-        "or pruning methods.",
+        "pruning methods, or methods or libraries of pareto.",
     ),
 ]
 KeepOption = Annotated[
-    bool, option(OUTPUT, "--keep", help="bits, rank: keep the bundles, in DIR/bundles.")
+    bool, option(OUTPUT, "--keep", help="bits, rank, pareto: keep the bundles, in DIR/bundles.")
 ]
 RestartOption = Annotated[
     bool, option(OUTPUT, "--restart", help="Discard the points that DIR holds; measure them anew.")
@@ -146,6 +146,8 @@ def study(
     alpha: tables scaled down (Table 1). bits: fewer bits a value (Table 7). rank: lower ranks
     (Table 8). drop: one layer left out (Figures 4, 12). spectrum: singular values of each table
     (Figure 13). pruning: a dense model pruned to the active size of memory models (Figure 11).
+    pareto: quality against size, beside formats of other libraries and the Gaussian bound; its
+    own table takes 4 V L D bytes of disk meanwhile (pip install 'tolkit[peers]' for all of them).
 
     Reads the model and text; writes DIR/STUDY.csv, .md, .png and .svg with standard errors, n and
     the paper's own figures beside. Takes about one forward pass a point. Points are kept in
@@ -207,6 +209,11 @@ def _show(out: Output, report: StudyReport) -> None:
     out.text(f"The paper ({place}{f', {paper.text}' if paper.text else ''}): {paper.says}.")
     out.text("Another model and other text: shapes compare, values do not.")
     out.text()
+    if report.notes:
+        out.record("metrics", notes=report.notes)
+        for note in report.notes:
+            out.text(note)
+        out.text()
     for name, file in report.files.items():
         out.field("outputs", name, file)
     out.quiet_value(report.files["md"])

@@ -102,3 +102,20 @@ def test_other_conditions_are_refused_with_what_to_do(
     assert "holds results of another window" in errors
     assert "hint: choose another folder with -o, or add --restart" in errors
     run(capsys, *command, "--window", "16", "--restart")
+
+
+def test_what_was_left_out_is_said(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["study", "pareto", work / "ckpt", "--data", work / "text.txt", "-o", tmp_path / "o"]
+    command += ["--values", "bnb-nf4", "--limit-tokens", "200"]
+    text, _ = run(capsys, *command, "--json")
+    result: dict[str, Any] = json.loads(text)
+    assert result["metrics"]["notes"][0].startswith("Measured with bitsandbytes ")
+    assert Path(result["outputs"]["bound"]).is_file()
+    methods = [row["method"] for row in result["metrics"]["points"]]
+    assert methods == ["bnb-nf4", *["Gaussian bound"] * 5]
+    human, errors = run(capsys, *command, "--format", "human")
+    assert f"\n{result['metrics']['notes'][0]}\n" in human
+    assert all(len(line) <= 80 for line in human.splitlines() if line.startswith("bnb"))
+    assert "Failed to load" not in errors

@@ -48,6 +48,9 @@ def study(work: Path, tmp_path: Path) -> RunStudy:
         ("spectrum", "memory", {"values": "1"}, "values: spectrum has no use for it"),
         ("pruning", "memory", {}, "has token tables, the model to prune is a dense one"),
         ("pruning", "dense", {}, "against: names no checkpoint"),
+        ("pareto", "dense", {}, "is a dense checkpoint"),
+        ("pareto", "memory", {"values": "q9"}, "values: 'q9' is no method, expected ours, bits"),
+        ("pareto", "memory", {"against": (Path("x"),)}, "against: pareto has no use for it"),
         ("pruning", "dense", {"values": "luck"}, "values: 'luck' is no method"),
     ],
 )

@@ -9,6 +9,7 @@ from tolkit.errors import UsageError
 from tolkit.study.alpha import AlphaStudy
 from tolkit.study.bits import BitsStudy
 from tolkit.study.drop import DropStudy
+from tolkit.study.pareto import ParetoStudy
 from tolkit.study.pruning import PruningStudy
 from tolkit.study.rank import RankStudy
 from tolkit.study.spectrum import SpectrumStudy
@@ -23,6 +24,7 @@ _ALL: tuple[Study, ...] = (
     DropStudy(),
     SpectrumStudy(),
     PruningStudy(),
+    ParetoStudy(),
 )
 STUDIES: Mapping[str, Study] = MappingProxyType({study.name: study for study in _ALL})
 

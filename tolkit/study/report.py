@@ -33,6 +33,7 @@ class StudyReport:
     reference: (perplexity, standard error) of the model as it is; None without text.
     measured, reused: points of this run, and those taken over from an earlier one.
     files: what was written.
+    notes: sentences on what the table cannot show.
     """
 
     study: Study
@@ -45,6 +46,7 @@ class StudyReport:
     measured: int
     reused: int
     files: Mapping[str, Path]
+    notes: tuple[str, ...] = ()
 
     @property
     def reference_text(self) -> str:
@@ -97,6 +99,8 @@ def to_markdown(report: StudyReport) -> str:
             f"Tasks, the model as it is: {report.tasks}. Accuracy unless named otherwise; +/- is "
             "one standard error over items."
         )
+    if report.notes:
+        parts.append("\n".join(f"- {note}" for note in report.notes))
     if "figure" in report.files:
         parts.append(f"![{study.title}]({report.files['figure'].name})")
     parts.append(_paper_part(study.paper))

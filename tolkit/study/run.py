@@ -60,7 +60,7 @@ def run_study(spec: StudySpec, progress: Progress | None = None) -> StudyReport:
         for points in study.measure(context, missing):
             results.add(points)
         points = [results[key] for key in keys]
-        return _written(study, spec, points, len(missing), progress)
+        return _written(study, context, points, len(missing))
 
 
 def _require_taken(study: Study, spec: StudySpec) -> None:
@@ -70,10 +70,9 @@ def _require_taken(study: Study, spec: StudySpec) -> None:
             raise UsageError(f"{name}: {study.name} has no use for it")
 
 
-def _written(
-    study: Study, spec: StudySpec, points: Sequence[Point], measured: int, progress: Progress
-) -> StudyReport:
+def _written(study: Study, context: Context, points: Sequence[Point], measured: int) -> StudyReport:
     """The report, its files written."""
+    spec, progress = context.spec, context.progress
     rows = tuple(with_paper(study.paper, study.fields, point) for point in points)
     places = {name: spec.out / f"{study.name}.{name}" for name in ("csv", "md")}
     places["results"] = spec.out / RESULTS
@@ -95,6 +94,7 @@ def _written(
         measured=measured,
         reused=len(points) - measured,
         files=places,
+        notes=tuple(study.notes(context, rows)),
     )
     files.write_atomic(places["csv"], to_csv(report).encode())
     files.write_atomic(places["md"], to_markdown(report).encode())

@@ -22,7 +22,7 @@ class StudySpec:
             holds part of the same study.
         data: text to measure on; the spectrum needs none.
         values: comma-separated points instead of the study's own: alphas, codecs, rank cuts in
-            percent, layers, or pruning methods.
+            percent, layers, pruning methods, or methods or libraries of pareto.
         against: pruning only: checkpoints whose active parameters are the target.
         calibration, calibration_windows: pruning only: text Wanda and SparseGPT look at, and how
             many windows of it.
@@ -30,7 +30,7 @@ class StudySpec:
         tasks, task_data: tasks to score as well (`tolkit.evaluate.tasks`), and the folder with
             their files. task_limit: only the first so many items of each.
         threads: blocks worked on at once while compressing; None takes every usable CPU.
-        keep: keep the bundles that bits and rank make.
+        keep: keep the bundles that bits, rank and pareto make.
         restart: discard what the folder holds.
     """
 

@@ -83,6 +83,10 @@ class SpectrumStudy:
             lines.append(",".join([str(i), *map(str, values)]))
         return {"values": "\n".join(lines) + "\n"}
 
+    def notes(self, context: Context, rows: Sequence[Point]) -> Sequence[str]:
+        """Nothing more."""
+        return ()
+
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
         """Spectra over the index; ranks that hold most of the energy over the layer."""
         from matplotlib import colormaps

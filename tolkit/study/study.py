@@ -55,6 +55,9 @@ class Study(Protocol):
     def appendix(self, rows: Sequence[Point]) -> Mapping[str, str]:
         """What does not fit into the table: name -> CSV, for files STUDY-NAME.csv."""
 
+    def notes(self, context: Context, rows: Sequence[Point]) -> Sequence[str]:
+        """Sentences on what the table cannot show, such as what was left out."""
+
     def draw(self, figure: Any, rows: Sequence[Point]) -> None:
         """Fill a matplotlib figure (see `tolkit.study.figure`)."""
 
@@ -112,12 +115,20 @@ class EvaluatedStudy:
     def measure(self, context: Context, keys: Sequence[str]) -> Iterator[Sequence[Point]]:
         """See Study."""
         waiting = [variant for variant in self.variants(context) if variant.key in keys]
+        yield from self.evaluated(context, waiting)
+
+    def evaluated(self, context: Context, waiting: Sequence[Variant]) -> Iterator[Sequence[Point]]:
+        """These variants, `at_once` at a time."""
         for start in range(0, len(waiting), self.at_once):
             yield _evaluated(context, waiting[start : start + self.at_once], self.shares_rows)
 
     def appendix(self, rows: Sequence[Point]) -> Mapping[str, str]:
         """Nothing more."""
         return {}
+
+    def notes(self, context: Context, rows: Sequence[Point]) -> Sequence[str]:
+        """Nothing more."""
+        return ()
 
 
 def _evaluated(context: Context, variants: Sequence[Variant], shares_rows: bool) -> list[Point]:
