@@ -130,9 +130,9 @@ def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:
         total += float((widths_TR.sum(axis=1) * rows_T).sum()) / 8
         total += float((fit.basis_bits_R[used_R] * shape.hidden_size).sum()) / 8
         total += 2.0 * int((widths_TR > 0).sum()) + 2.0 * shape.hidden_size
-        if fit.transform.predictor is not None:
-            weights = fit.transform.predictor.codes_RD.numel()
-            total += fit.transform.predictor_bits * weights / 8 + 2.0 * shape.hidden_size
+        if fit.predictor is not None:
+            weights = fit.predictor.codes_RD.numel()
+            total += fit.predictor_bits * weights / 8 + 2.0 * shape.hidden_size
     return total * (1 + 32 / (1 << 20))
 
 
