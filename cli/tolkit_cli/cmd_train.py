@@ -1,4 +1,4 @@
-"""`tol train`: a model from text."""
+"""`tol train`: a model from text, or a bundle's backbone around its tables."""
 
 from __future__ import annotations
 
@@ -57,6 +57,7 @@ __all__ = ["train"]
     examples=[
         "tol train stdlib -o ckpt --minutes 1",
         "tol train 'text/*.txt' -o flex --arch flex --beta 1 --vocab-size 512 --steps 20",
+        "tol train stdlib -o healed.tol --init small.tol --freeze-tables --distill ckpt --steps 50",
     ],
     next_step="tol build CKPT -o B.tol.",
     resumable=True,
