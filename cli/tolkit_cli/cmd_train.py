@@ -111,7 +111,7 @@ def train(
     --init CKPT --freeze-tables keeps embedding, memory norms and FFNs, and writes a checkpoint.
 
     Give at most one of --steps, --tokens and --minutes. The same command continues an interrupted
-    run exactly where it stopped; train_log.jsonl in the result holds the loss of every step.
+    run exactly where it stopped; train_log.jsonl in a checkpoint holds the loss of every step.
     """
     from tolkit.train import TrainSpec, plan_run
     from tolkit.train import train as run

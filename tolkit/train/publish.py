@@ -114,23 +114,25 @@ def _options(spec: TrainSpec, session: Session) -> dict[str, object]:
     """What decided the weights, in the manifest's terms: no paths, finite numbers."""
     recipe, teacher = session.recipe, session.teacher
     return {
-        "data": hashlib.sha256(session.corpus.key.encode()).hexdigest(),
         "steps": session.steps,
-        "sequence": recipe.sequence,
-        "batch": recipe.batch,
-        "micro_batch": recipe.micro_batch,
         "learning_rate": recipe.learning_rate,
-        "final_ratio": recipe.final_ratio,
-        "warmup_steps": session.warmup_steps,
-        "weight_decay": recipe.weight_decay,
-        "clip_norm": spec.clip_norm,
-        "z_loss": spec.z_loss,
         "seed": spec.seed,
-        "dtype": str(session.dtype).removeprefix("torch."),
+        "data": hashlib.sha256(session.corpus.key.encode()).hexdigest(),
         "freeze_tables": True,
-        "freeze_embeddings": spec.freeze_embeddings,
+        "freeze_embeddings": spec.freeze_embeddings or None,
         "distill": None if teacher is None else teacher.identity,
         "distill_weight": None if teacher is None else teacher.weight,
+        "recipe": {
+            "sequence": recipe.sequence,
+            "batch": recipe.batch,
+            "micro_batch": recipe.micro_batch,
+            "final_ratio": recipe.final_ratio,
+            "warmup_steps": session.warmup_steps,
+            "weight_decay": recipe.weight_decay,
+            "clip_norm": spec.clip_norm,
+            "z_loss": spec.z_loss,
+            "dtype": str(session.dtype).removeprefix("torch."),
+        },
     }
 
 
