@@ -1,5 +1,6 @@
 """Training around frozen tables: what changes, what must not, and what is refused."""
 
+import json
 import os
 import random
 import shutil
@@ -201,6 +202,8 @@ def test_a_16_bit_backbone_stays_one(spec: TrainSpec, tmp_path: Path) -> None:
     assert {info.dtype for info in infos.values()} == {"BF16"}
     assert report.before is not None and report.held_out is not None
     assert report.held_out.loss < report.before.loss
+    again = quiet(replace(spec, init=spec.out, out=tmp_path / "again.tol", steps=1))
+    assert again.before == report.held_out, "measured with the weights as stored"
 
 
 @pytest.mark.parametrize("drop", [(0,), (1,)])
@@ -276,15 +279,32 @@ def test_tables_damaged_on_the_way_are_not_published(spec: TrainSpec, tmp_path: 
     assert spec.init is not None
     source = tmp_path / "source.tol"
     shutil.copytree(spec.init, source)
-    with pytest.raises(Interrupted):
-        train(replace(spec, init=source), Interrupting(6))
     (shard,) = (source / "tables").glob("records-*")
-    data = bytearray(shard.read_bytes())
-    data[-3] ^= 1  # the CRC of a token nobody asks for
-    shard.write_bytes(data)
+
+    def damage(operation: str, path: str) -> None:
+        if operation == "link" and Path(path).name == shard.name:
+            data = bytearray(shard.read_bytes())
+            data[-3] ^= 1
+            shard.write_bytes(data)
+
+    with fault_hook(damage), pytest.raises(BundleError, match=r"does not match its digest"):
+        quiet(replace(spec, init=source))
+    assert not spec.out.exists()
     with pytest.raises(BundleError, match=r"source\.tol/tables/"):
         quiet(replace(spec, init=source))
     assert not spec.out.exists()
+
+
+def test_the_log_of_a_tuned_checkpoint_starts_with_what_it_was(
+    spec: TrainSpec, work: Path, tmp_path: Path
+) -> None:
+    spec = replace(spec, init=work / "memory", out=tmp_path / "tuned")
+    with pytest.raises(Interrupted):
+        train(spec, Interrupting(1))
+    report = quiet(spec)
+    log = [json.loads(line) for line in (spec.out / "train_log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in log] == list(range(7))
+    assert report.before is not None and log[0]["valid_loss"] == report.before.loss
 
 
 def test_an_existing_output_stays(spec: TrainSpec) -> None:

@@ -13,7 +13,7 @@ from tolkit.train.batches import WindowOrder
 from tolkit.train.report import HeldOut
 from tolkit.train.session import Session
 from tolkit.train.spec import TrainSpec
-from tolkit.train.step import mean_kl, mean_loss
+from tolkit.train.step import mean_loss
 
 __all__ = ["before_first_step", "held_out_record", "measure"]
 
@@ -28,25 +28,25 @@ def measure(session: Session) -> HeldOut | None:
     order = WindowOrder(session.corpus.valid, length, 0)
     count = min(order.windows, max(1, _EVAL_TOKENS // length))
     means: list[Tensor] = []
-    kl_total = 0.0
+    divergences: list[Tensor] = []
     for start in range(0, count, session.recipe.micro_batch):
         stop = min(count, start + session.recipe.micro_batch)
         windows = torch.from_numpy(order.take(np.arange(start, stop, dtype=np.uint64)))
-        windows = windows.to(session.device)
-        model, rows, dtype = session.model, session.rows, session.dtype
-        means.append(mean_loss(model, windows, dtype=dtype, rows=rows))
-        if session.teacher is not None:
-            kl = mean_kl(model, windows, session.teacher, dtype=dtype, rows=rows)
-            kl_total += kl.item() * (stop - start)
+        loss_B, kl_B = mean_loss(
+            session.model,
+            windows.to(session.device),
+            dtype=session.dtype,
+            rows=session.rows,
+            teacher=session.teacher,
+        )
+        means.append(loss_B)
+        if kl_B is not None:
+            divergences.append(kl_B)
     losses = torch.cat(means).double().cpu()
     deviation = float(losses.std()) if count > 1 else 0.0
-    return HeldOut(
-        float(losses.mean()),
-        deviation / math.sqrt(count),
-        count * length,
-        count,
-        None if session.teacher is None else kl_total / count,
-    )
+    kl = float(torch.cat(divergences).double().mean()) if divergences else None
+    error = deviation / math.sqrt(count)
+    return HeldOut(float(losses.mean()), error, count * length, count, kl)
 
 
 def held_out_record(step: int, held_out: HeldOut) -> dict[str, object]:

@@ -19,7 +19,7 @@ from tolkit.model import Decoder, RowSource, SharedRows
 from tolkit.train.distill import Teacher, distill_loss, head_of
 from tolkit.train.loss import Loss, lm_loss
 
-__all__ = ["StepLoss", "accumulate_gradients", "mean_kl", "mean_loss"]
+__all__ = ["StepLoss", "accumulate_gradients", "mean_loss"]
 
 _KEPT_ACTIVATION_BYTES = 4 << 30
 
@@ -70,12 +70,13 @@ def accumulate_gradients(
     with _products_in(dtype, windows_BS.device):
         for start in starts:
             part = slice(start, start + micro_batch)
-            loss = _loss(
+            hidden_BTD = model.hidden(inputs_BT[part], rows=rows or shared)
+            loss = _loss_of(
                 model,
-                inputs_BT[part],
-                targets_BT[part],
-                rows or shared,
+                hidden_BTD.reshape(-1, model.config.hidden_size),
+                targets_BT[part].reshape(-1),
                 teacher,
+                None if teacher is None else teacher.hidden(inputs_BT[part]),
                 z_weight=z_weight,
                 scale=1.0 / positions,
                 dtype=dtype,
@@ -95,26 +96,25 @@ def accumulate_gradients(
     )
 
 
-def _loss(
+def _loss_of(
     model: Decoder,
-    inputs_BT: Tensor,
-    targets_BT: Tensor,
-    rows: RowSource | None,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
     teacher: Teacher | None,
+    wanted_NC: Tensor | None,
     *,
     z_weight: float = 0.0,
     scale: float = 1.0,
     dtype: torch.dtype,
 ) -> Loss:
-    hidden_ND = model.hidden(inputs_BT, rows=rows).reshape(-1, model.config.hidden_size)
-    targets_N = targets_BT.reshape(-1)
+    """The loss of final hidden states; `wanted_NC` are the teacher's."""
     head_VD = head_of(model)
-    if teacher is None:
+    if teacher is None or wanted_NC is None:
         return lm_loss(hidden_ND, head_VD, targets_N, z_weight=z_weight, scale=scale, dtype=dtype)
     return distill_loss(
         hidden_ND,
         head_VD,
-        teacher.hidden(inputs_BT),
+        wanted_NC,
         head_of(teacher.model),
         targets_N,
         weight=teacher.weight,
@@ -133,34 +133,33 @@ def _needs_recompute(model: Decoder, distinct_ids: int) -> bool:
 
 @torch.no_grad()
 def mean_loss(
-    model: Decoder, windows_BS: Tensor, *, dtype: torch.dtype, rows: RowSource | None = None
-) -> Tensor:
-    """Mean -log p in nats of each window's targets: float32 [B]. `windows_BS` int64 [B, T + 1]."""
-    with _products_in(dtype, windows_BS.device):
-        hidden_BTD = model.hidden(windows_BS[:, :-1], rows=rows)
-        targets_BT = windows_BS[:, 1:]
-        means = [
-            lm_loss(hidden_TD, head_of(model), targets_T, dtype=dtype).cross_entropy
-            for hidden_TD, targets_T in zip(hidden_BTD, targets_BT, strict=True)
-        ]
-    return torch.stack(means) / targets_BT.shape[1]
-
-
-@torch.no_grad()
-def mean_kl(
     model: Decoder,
     windows_BS: Tensor,
-    teacher: Teacher,
     *,
     dtype: torch.dtype,
     rows: RowSource | None = None,
-) -> Tensor:
-    """Mean KL(teacher || model) in nats over all positions: a float32 scalar."""
+    teacher: Teacher | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Means over each window of `windows_BS` (int64 [B, T + 1]), in nats, float32 [B].
+
+    Returns:
+        -log p of the targets; KL(teacher || model), None without a teacher.
+    """
     inputs_BT, targets_BT = windows_BS[:, :-1], windows_BS[:, 1:]
+    length = targets_BT.shape[1]
+    losses, divergences = [], []
     with _products_in(dtype, windows_BS.device):
-        kl = _loss(model, inputs_BT, targets_BT, rows, teacher, dtype=dtype).kl
-    assert kl is not None
-    return kl / targets_BT.numel()
+        hidden_BTD = model.hidden(inputs_BT, rows=rows)
+        wanted_BTC = None
+        if teacher is not None:
+            wanted_BTC = teacher.hidden(inputs_BT).reshape(*inputs_BT.shape, -1)
+        for i in range(len(windows_BS)):
+            wanted_TC = None if wanted_BTC is None else wanted_BTC[i]
+            loss = _loss_of(model, hidden_BTD[i], targets_BT[i], teacher, wanted_TC, dtype=dtype)
+            losses.append(loss.cross_entropy / length)
+            if loss.kl is not None:
+                divergences.append(loss.kl / length)
+    return torch.stack(losses), torch.stack(divergences) if divergences else None
 
 
 def _products_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
