@@ -54,9 +54,9 @@ def plan_run(spec: TrainSpec) -> TrainPlan:
     recipe = fitted_recipe(spec, origin)
     bundle = None if origin is None else origin.bundle
     check_destination(spec.out, spec.force, bundle=bundle is not None)
-    for path in (spec.distill,):
-        if path is not None and not (is_bundle(path) or (path / "config.json").is_file()):
-            raise InputError(f"distill: {path} is neither a checkpoint folder nor a bundle")
+    teacher = spec.distill
+    if teacher is not None and not is_bundle(teacher) and not (teacher / "config.json").is_file():
+        raise InputError(f"distill: {teacher} is neither a checkpoint folder nor a bundle")
     config = _config(spec, recipe.sequence, origin)
     with torch.device("meta"):
         model = Decoder(config, with_ffn=bundle is None)

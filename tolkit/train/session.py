@@ -77,11 +77,11 @@ def open_session(spec: TrainSpec, work: WorkFolder, progress: Progress) -> Sessi
     kept = work.path / "tokenizer"
     tokenizer = choose_tokenizer(spec, init, None if held is None else kept, progress)
     _keep_tokenizer(tokenizer, kept)
+    config = _config(spec, recipe, init, tokenizer)
+    teacher = load_teacher(spec, tokenizer, config, recipe.sequence, device)
     cache_dir = spec.cache_dir or work.path / "tokens"
     corpus = encode_corpus(spec, tokenizer, recipe.sequence, cache_dir, progress)
     order = WindowOrder(corpus.train, recipe.sequence, spec.seed)
-    config = _config(spec, recipe, init, tokenizer)
-    teacher = load_teacher(spec, tokenizer, config, recipe.sequence, device)
     asked = _identity(spec, recipe, config, tokenizer, corpus, device)
     asked["init"] = None if origin is None else origin.digest
     asked["distill"] = None if teacher is None else [teacher.identity, teacher.weight]
