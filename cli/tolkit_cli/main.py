@@ -16,6 +16,7 @@ import typer
 
 from tolkit_cli import (
     cmd_build,
+    cmd_calibrate,
     cmd_compress,
     cmd_count,
     cmd_demo,
@@ -40,6 +41,7 @@ COMMANDS: tuple[Registered, ...] = (
     cmd_train.train,
     cmd_build.build,
     cmd_count.count,
+    cmd_calibrate.calibrate,
     cmd_compress.compress,
     cmd_drop_layers.drop_layers,
     cmd_eval.evaluate,

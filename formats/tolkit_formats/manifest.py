@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tolkit_formats import digests, strict_json
+from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import Tier
 
 __all__ = [
@@ -109,6 +110,7 @@ class Manifest:
     files: Mapping[str, FileEntry]
     history: tuple[HistoryEntry, ...]
     mapped_slots: bool = False
+    predictors: Mapping[int, Predictor] = field(default_factory=dict)
     combine: str = "residual_add"
     lookup_scale: float = 1
     out_of_range: str = "error"
@@ -143,7 +145,7 @@ class Manifest:
 
     def to_json(self) -> dict[str, Any]:
         """The fields of tol.json without `identity`."""
-        return {
+        fields: dict[str, Any] = {
             "format": FORMAT_NAME,
             "version": f"{self.version[0]}.{self.version[1]}",
             "required_features": sorted(self.required_features),
@@ -197,6 +199,12 @@ class Manifest:
                 for step in self.history
             ],
         }
+        if self.predictors:
+            fields["predictors"] = [
+                {"layer": layer, **predictor.to_json()}
+                for layer, predictor in sorted(self.predictors.items())
+            ]
+        return fields
 
     def to_bytes(self) -> tuple[bytes, str]:
         """Content of tol.json and the identity in it."""

@@ -6,7 +6,7 @@ Letters: V vocabulary, L layers, D hidden, N rows asked for, S record stride, B 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit_formats import digests, files, strict_json
-from tolkit_formats.codecs import Codec
+from tolkit_formats.codecs import Codec, prepared
 from tolkit_formats.errors import BundleError, InputError, UsageError
 from tolkit_formats.limits import (
     MAX_MANIFEST_BYTES,
@@ -24,13 +24,16 @@ from tolkit_formats.limits import (
 )
 from tolkit_formats.manifest import Manifest
 from tolkit_formats.manifest_rules import parse_manifest
-from tolkit_formats.records import Plane
+from tolkit_formats.predictor import unit_rows
+from tolkit_formats.records import Plane, Tier
 from tolkit_formats.shards import RecordShards
 from tolkit_formats.tensorfile import TensorFile
 
 __all__ = ["Bundle", "open_bundle", "shared_name"]
 
 
+_EMBEDDING = "model.embed_tokens.weight"
+_EXPANDED_BYTES = 256 << 20
 _SIDE_FILES = (
     "tables/bases.safetensors",
     "tables/checksums.safetensors",
@@ -89,6 +92,8 @@ class Bundle:
         self._side_files = {
             name: TensorFile(path / name) for name in _SIDE_FILES if name in self.manifest.files
         }
+        self._expanded: dict[tuple[int | str, int], Mapping[str, npt.NDArray[Any]]] = {}
+        self._expanded_bytes = 0
         self.shards = RecordShards(
             path,
             self.manifest,
@@ -169,8 +174,34 @@ class Bundle:
             records = self.shards.take(tier, slots[inside])
             for i, plane in enumerate(tier.planes):
                 plane_NB = records[:, plane.offset : plane.offset + plane.length]
-                out[inside, i] = plane.codec.decode(plane_NB, self.shared(plane.layer))
+                out[inside, i] = plane.codec.decode(plane_NB, self._prepared(tier, plane))
+        if self.manifest.predictors:
+            unit_ND = unit_rows(self.embedded(token_ids))
+            for i, layer in enumerate(self.layer_ids):
+                weights_DD = self.predictor_weights(layer)
+                if weights_DD is not None:
+                    out[:, i] += unit_ND @ weights_DD.T
         return out
+
+    def embedded(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Rows of the backbone's embedding, float32 [n, D]; ids within 0..V-1."""
+        weight = self._embedding
+        rows = np.array(weight[np.asarray(token_ids)])
+        if rows.dtype == np.uint16:  # bf16 as the reader maps it
+            return (rows.astype(np.uint32) << 16).view(np.float32)
+        return rows.astype(np.float32)
+
+    def predictor_weights(self, layer: int) -> npt.NDArray[np.float32] | None:
+        """A plane's predictor, float32 [D out, D in], kept while the cache has room; or None."""
+        predictor = self.manifest.predictors.get(layer)
+        if predictor is None:
+            return None
+        shapes = predictor.shared_shapes()
+        made = self._cached(
+            ("predictor", layer),
+            lambda: {"weights": predictor.weights_DD(self._shared_arrays(layer, shapes))},
+        )
+        return made["weights"]
 
     def records(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Stored bytes [n, stride] of tokens, CRC-checked. Only for bundles of one tier."""
@@ -236,12 +267,9 @@ class Bundle:
         return np.array(slots, np.uint32)
 
     def shared(self, layer: int) -> Mapping[str, npt.NDArray[Any]]:
-        """Shared arrays of a plane (a basis), empty for codecs that need none."""
-        shapes = self.plane_codec(layer).shared_shapes()
-        return {
-            name: self._bases.expect(shared_name(layer, name), dtype, shape)
-            for name, (dtype, shape) in shapes.items()
-        }
+        """Shared arrays of a plane (a basis, a predictor), of all tiers; as they are stored."""
+        self.plane(layer)
+        return self._shared_arrays(layer, self._shared_shapes(layer))
 
     def token_counts(self) -> npt.NDArray[np.uint64] | None:
         """U64 [V] how often each token stood in the training text, or None."""
@@ -310,11 +338,62 @@ class Bundle:
             if name == "tables/slots.safetensors":
                 file.expect("slots", "U32", (self.vocab_size,))
             elif name == "tables/bases.safetensors":
-                for tier in self.manifest.tiers:
-                    for plane in tier.planes:
-                        for array, (dtype, shape) in plane.codec.shared_shapes().items():
-                            file.expect(shared_name(plane.layer, array), dtype, shape)
+                for layer in self.layer_ids:
+                    for array, (dtype, shape) in self._shared_shapes(layer).items():
+                        file.expect(shared_name(layer, array), dtype, shape)
+
+    def _shared_shapes(self, layer: int) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for tier in self.manifest.tiers:
+            for plane in tier.planes:
+                if plane.layer == layer:
+                    shapes |= plane.codec.shared_shapes()
+        if layer in self.manifest.predictors:
+            shapes |= self.manifest.predictors[layer].shared_shapes()
+        return shapes
+
+    def _shared_arrays(
+        self, layer: int, shapes: Mapping[str, tuple[str, tuple[int, ...]]]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        return {
+            name: self._bases.expect(shared_name(layer, name), dtype, shape)
+            for name, (dtype, shape) in shapes.items()
+        }
+
+    def _prepared(self, tier: Tier, plane: Plane) -> Mapping[str, npt.NDArray[Any]]:
+        """What a plane's decoder needs; empty for codecs without shared arrays."""
+        shapes = plane.codec.shared_shapes()
+        if not shapes:
+            return {}
+        return self._cached(
+            (tier.index, plane.layer),
+            lambda: prepared(plane.codec, self._shared_arrays(plane.layer, shapes)),
+        )
+
+    def _cached(
+        self, key: tuple[int | str, int], make: Callable[[], Mapping[str, npt.NDArray[Any]]]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """Expanded arrays, made once while they fit _EXPANDED_BYTES, else at every call."""
+        if key in self._expanded:
+            return self._expanded[key]
+        made = make()
+        size_bytes = sum(array.nbytes for array in made.values())
+        if self._expanded_bytes + size_bytes <= _EXPANDED_BYTES:
+            self._expanded[key] = made
+            self._expanded_bytes += size_bytes
+        return made
 
     @cached_property
     def _bases(self) -> TensorFile:
         return self.tensor_file("tables/bases.safetensors")
+
+    @cached_property
+    def _embedding(self) -> npt.NDArray[Any]:
+        backbone = self.tensor_file("backbone.safetensors")
+        info = backbone.infos.get(_EMBEDDING)
+        shape = (self.vocab_size, self.hidden_size)
+        if info is None or info.shape != shape or info.dtype not in ("F32", "F16", "BF16"):
+            raise BundleError(
+                f"{backbone.path}: {_EMBEDDING} is missing or no {list(shape)} of F32, F16 or BF16"
+            )
+        return backbone.expect(_EMBEDDING, info.dtype, shape)

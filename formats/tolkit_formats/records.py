@@ -16,10 +16,10 @@ import numpy.typing as npt
 from tolkit_formats.codecs import Codec
 from tolkit_formats.limits import BLOCK_ROWS, MAX_SHARD_BYTES, MAX_VOCAB_SIZE
 
-__all__ = ["CRC_BYTES", "Plane", "Tier", "crc_of_records", "lay_out", "seal_records"]
+__all__ = ["CRC_BYTES", "STRIDE_MULTIPLE", "Plane", "Tier", "crc_of_records", "lay_out", "seal_records"]
 
 CRC_BYTES = 4
-_STRIDE_MULTIPLE = 16
+STRIDE_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def lay_out(
         length = sum(codec.segments())
         planes.append(Plane(layer, codec, offset, length))
         offset += length
-    stride = -(-(offset + CRC_BYTES) // _STRIDE_MULTIPLE) * _STRIDE_MULTIPLE
+    stride = -(-(offset + CRC_BYTES) // STRIDE_MULTIPLE) * STRIDE_MULTIPLE
     blocks = max_shard_bytes // (stride * BLOCK_ROWS)
     blocks = min(max(1, blocks), MAX_VOCAB_SIZE // BLOCK_ROWS)
     return Tier(index, first_slot, num_rows, stride, blocks * BLOCK_ROWS, tuple(planes))

@@ -17,6 +17,7 @@ SHORTER = {
     "tol demo": ["--minutes", "0.02", "--tokens", "1500"],
     "tol train": ["--steps", "2", "--batch", "2", "--sequence", "32"],
     "tol eval": ["--limit-tokens", "600"],
+    "tol calibrate": ["--tokens", "600"],
     "tol study alpha": ["--limit-tokens", "600"],
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tolkit.compress.plan import plan_compress, plan_drop
 from tolkit.compress.spec import CompressSpec, DropSpec
@@ -96,12 +96,16 @@ def drop_layers(
     plan = plan_drop(source, spec)
     if dry:
         return dry_run(source, plan, command="drop-layers")
+    options: dict[str, Any] = {"layers": list(spec.layers), "fold": spec.fold}
+    if spec.into is not None:
+        options["into"] = [spec.into[layer] for layer in spec.layers]
+    options |= spec.chosen_by
     return write_bundle(
         source,
         plan,
         out,
         command="drop-layers",
-        options={"layers": list(spec.layers), "fold": spec.fold},
+        options=options,
         weights_V=source.token_counts_V,
         resources=resources or Resources(),
         progress=progress or TqdmProgress(),

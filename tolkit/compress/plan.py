@@ -135,7 +135,7 @@ def plan_drop(source: TableSource, spec: DropSpec) -> EncodePlan:
         )
     if not spec.layers:
         raise UsageError("--layers: names no layer")
-    statuses = drop(source.statuses, spec.layers, fold=spec.fold, option="--layers")
+    statuses = drop(source.statuses, spec.layers, fold=spec.fold, option="--layers", into=spec.into)
     _require_residual(source, feedback=False, fold=spec.fold)
     members = members_of(source.statuses, statuses)
     planes = []

@@ -6,8 +6,9 @@ V vocabulary, L layers, D hidden, R rank.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Codec, codec_from_json
@@ -66,10 +67,16 @@ class CompressSpec:
 
 @dataclass(frozen=True)
 class DropSpec:
-    """Which layers' tables to leave out, and whether to fold them into the next kept one."""
+    """Which layers' tables to leave out, and whether to fold them into the next kept one.
+
+    into: other kept layers to fold them into, one for each of `layers`.
+    chosen_by: how they were chosen, for the history (`Choice.to_history`); plain JSON.
+    """
 
     layers: tuple[int, ...]
     fold: bool = True
+    into: Mapping[int, int] | None = field(default=None, hash=False)
+    chosen_by: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def named_codec(name: str, width: int) -> Codec:

@@ -63,10 +63,10 @@ class Machine:
         self.tables = tables
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """For the forward passes: no gradients, real float32, out of memory as ResourceError."""
+    def running(self, *, gradients: bool = False) -> Iterator[None]:
+        """For the passes: real float32, out of memory as ResourceError, gradients if asked for."""
         try:
-            with full_float32(), torch.inference_mode():
+            with full_float32(), torch.inference_mode(not gradients):
                 yield
         except RuntimeError as error:
             if not _is_out_of_memory(error):

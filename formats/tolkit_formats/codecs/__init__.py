@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tolkit_formats.codecs.bands import Bands
 from tolkit_formats.codecs.base import Codec, shown, shown_name
 from tolkit_formats.codecs.fourbit import FOUR_BIT_NAMES, FourBit
 from tolkit_formats.codecs.int8 import Int8
@@ -11,7 +16,18 @@ from tolkit_formats.codecs.raw import Raw
 from tolkit_formats.codecs.svd import Svd
 from tolkit_formats.errors import BundleError, UnsupportedVersionError
 
-__all__ = ["CODECS", "Codec", "FourBit", "Int8", "Raw", "Svd", "codec_from_json", "codec_label"]
+__all__ = [
+    "CODECS",
+    "Bands",
+    "Codec",
+    "FourBit",
+    "Int8",
+    "Raw",
+    "Svd",
+    "codec_from_json",
+    "codec_label",
+    "prepared",
+]
 
 
 def codec_from_json(params: Mapping[str, object], hidden_size: int) -> Codec:
@@ -39,7 +55,19 @@ def codec_label(codec: Codec) -> str:
     """A codec in a few characters: ``nf4``, ``rank 512 x int8``, ``f16``."""
     if isinstance(codec, Svd):
         return f"rank {codec.rank} x {codec_label(codec.inner)}"
+    if isinstance(codec, Bands):
+        return "bands" if codec.basis else "bands hadamard"
     return codec.dtype if isinstance(codec, Raw) else codec.name
+
+
+def prepared(codec: Codec, shared: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+    """A plane's shared arrays in the form `codec.decode` works with: expanded, in float32.
+
+    Worth doing once for many calls; `decode` also takes them as stored.
+    """
+    if isinstance(codec, Bands):
+        return codec.prepared(shared)
+    return {name: array.astype("float32") for name, array in shared.items()}
 
 
 def _svd_from_json(params: Mapping[str, object], width: int) -> Codec:
@@ -51,4 +79,5 @@ CODECS: Mapping[str, Callable[[Mapping[str, object], int], Codec]] = {
     "int8": Int8.from_json,
     **{name: FourBit.from_json for name in FOUR_BIT_NAMES},
     "svd": _svd_from_json,
+    "bands": Bands.from_json,
 }

@@ -1,0 +1,264 @@
+"""bands: coefficients in a variance-ordered basis or a Hadamard rotation, each of its own width.
+
+N rows in a batch, D values a row, R rows of the basis, C coefficients stored, B bytes of one plane.
+A row's bytes are the codes of its coefficients, packed; everything else is shared by the rows of
+a plane: codebooks, the scale of each coefficient (one set a tier), the basis and a mean.
+
+    row = (mean + sum over r of codebook[code_r] * scale_r * basis_r) * 2^exponent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolkit_formats.bitpack import FieldLayout, Run, field_widths
+from tolkit_formats.codecs.base import (
+    first_row,
+    padded_bytes,
+    read_integer,
+    refuse_unknown,
+    require_zero_padding,
+    shown,
+)
+from tolkit_formats.errors import BundleError
+
+__all__ = ["MAX_EXPONENT", "MAX_WIDTH", "Bands", "hadamard_block", "hadamard_size"]
+
+MAX_WIDTH = 8
+MAX_EXPONENT = 120
+_MAX_RUNS = 4096
+
+
+@dataclass(frozen=True)
+class Bands:
+    """One plane of one tier.
+
+    Attributes:
+        tier: which set of scales, the number of the tier.
+        runs: (count, bits 0-8) of the coefficients in the order of the basis; those left over
+            have none.
+        codebooks: the widths that have a codebook, ascending; equal in all tiers of a layer.
+        basis: (count, bits 2-8) of the basis' rows; empty stands for the Hadamard rotation.
+        exponent: power of two that all decoded values are multiplied by.
+    """
+
+    width: int
+    tier: int
+    runs: tuple[Run, ...]
+    codebooks: tuple[int, ...]
+    basis: tuple[Run, ...]
+    exponent: int = 0
+
+    @property
+    def name(self) -> str:
+        return "bands"
+
+    @classmethod
+    def from_json(cls, params: Mapping[str, object], width: int) -> Bands:
+        known = {"name", "tier", "runs", "codebooks", "basis", "exponent"}
+        refuse_unknown(params, "bands", frozenset(known))
+        codebooks = _integers(params, "codebooks", 1, MAX_WIDTH)
+        if list(codebooks) != sorted(set(codebooks)):
+            raise BundleError("codec bands, codebooks: expected ascending widths, each once")
+        codec = cls(
+            width,
+            read_integer(params, "tier", "bands", 0, 255),
+            _runs(params, "runs", 0, width),
+            codebooks,
+            _runs(params, "basis", 2, width),
+            read_integer(params, "exponent", "bands", -MAX_EXPONENT, MAX_EXPONENT),
+        )
+        if sum(count for count, _ in codec.runs) > codec.rank:
+            raise BundleError(f"codec bands, runs: more coefficients than {codec.rank} basis rows")
+        missing = sorted({bits for _, bits in codec.runs if bits} - set(codebooks))
+        if missing:
+            raise BundleError(f"codec bands, runs: no codebook for a width of {missing[0]} bits")
+        return codec
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "name": "bands",
+            "tier": self.tier,
+            "runs": [list(run) for run in self.runs],
+            "codebooks": list(self.codebooks),
+            "basis": [list(run) for run in self.basis],
+            "exponent": self.exponent,
+        }
+
+    @property
+    def rank(self) -> int:
+        """R, rows of the basis."""
+        return sum(count for count, _ in self.basis) if self.basis else self.width
+
+    @cached_property
+    def widths_R(self) -> NDArray[np.int64]:
+        """Bits of each coefficient of the basis' rows: int64 [R]."""
+        widths = field_widths(self.runs)
+        return np.pad(widths, (0, self.rank - len(widths)))
+
+    @cached_property
+    def stored_C(self) -> NDArray[np.int64]:
+        """Indices of the coefficients that have bits."""
+        return np.flatnonzero(self.widths_R)
+
+    @property
+    def scales_name(self) -> str:
+        """Of the shared array that is this tier's own."""
+        return f"scales.{self.tier}"
+
+    def segments(self) -> tuple[int, int]:
+        return 0, padded_bytes(self._layout.size_bytes)
+
+    def shared_shapes(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {"mean": ("F16", (self.width,))}
+        if self.codebooks:
+            shapes["codebooks"] = ("F16", (sum(1 << bits for bits in self.codebooks),))
+        if len(self.stored_C):
+            shapes[self.scales_name] = ("F16", (len(self.stored_C),))
+        if self.basis:
+            size_bytes = sum(count * -(-bits * self.width // 8) for count, bits in self.basis)
+            shapes |= {"basis": ("U8", (size_bytes,)), "basis_scales": ("F16", (self.rank,))}
+        return shapes
+
+    def prepared(self, shared: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[Any]]:
+        """The shared arrays of this tier widened to float32, the basis [C, D] expanded.
+
+        Raises:
+            BundleError: a basis code no encoder writes.
+        """
+        wide = {"mean": np.asarray(shared["mean"], np.float32)}
+        if not len(self.stored_C):
+            return wide
+        wide["codebooks"] = np.asarray(shared["codebooks"], np.float32)
+        wide["scales"] = np.asarray(shared[self.scales_name], np.float32)
+        if self.basis:
+            wide["basis"] = self._basis_RD(shared)[self.stored_C]
+        return wide
+
+    def decode(
+        self, plane_NB: NDArray[np.uint8], shared: Mapping[str, NDArray[np.generic]]
+    ) -> NDArray[np.float32]:
+        """As `Codec.decode`; arrays of `prepared` are used as they are."""
+        wide = shared if "scales" in shared or not len(self.stored_C) else self.prepared(shared)
+        mean_D = np.asarray(wide["mean"], np.float32)
+        if not len(self.stored_C):
+            rows_ND = np.tile(mean_D, (len(plane_NB), 1))
+        else:
+            rows_ND = self._expanded(self.coefficients(plane_NB, wide), wide)
+            rows_ND += mean_D
+        if self.exponent:
+            rows_ND *= np.float32(2.0**self.exponent)
+        return rows_ND
+
+    def coefficients(
+        self, plane_NB: NDArray[np.uint8], prepared: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        """Values of the stored coefficients before the basis: float32 [N, C]."""
+        index_NC = self._layout.unpack(plane_NB) + self._codebook_start_C
+        values_NC: NDArray[np.float32] = np.take(prepared["codebooks"], index_NC)
+        values_NC *= prepared["scales"]
+        return values_NC
+
+    def check(self, plane_NB: NDArray[np.uint8]) -> None:
+        used = self._layout.size_bytes
+        require_zero_padding(plane_NB[:, used:], "bands codes")
+        if self._layout.spare_bits:
+            mask = np.uint8((1 << self._layout.spare_bits) - 1)
+            if first_row(plane_NB[:, used - 1 : used] & mask != 0) is not None:
+                require_zero_padding(plane_NB[:, used - 1 : used] & mask, "bands codes")
+
+    def _expanded(
+        self, values_NC: NDArray[np.float32], wide: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        if self.basis:
+            rows_ND: NDArray[np.float32] = np.matmul(values_NC, wide["basis"])
+            return rows_ND
+        size = hadamard_size(self.width)
+        full_NR = np.zeros((len(values_NC), self.width), np.float32)
+        full_NR[:, self.stored_C] = values_NC
+        blocks = full_NR.reshape(len(full_NR), -1, size) @ hadamard_block(size)
+        return np.ascontiguousarray(blocks.reshape(full_NR.shape))
+
+    def _basis_RD(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        packed = np.asarray(shared["basis"])
+        pieces = []
+        start = 0
+        for count, bits in self.basis:
+            row_bytes = -(-bits * self.width // 8)
+            part = packed[start : start + count * row_bytes].reshape(count, row_bytes)
+            layout = FieldLayout(np.full(self.width, bits, np.int64))
+            codes = layout.unpack(part).astype(np.float32)
+            largest = (1 << bits) - 2
+            if codes.size and codes.max() > largest:
+                raise BundleError(f"bands basis: code {int(codes.max())} is outside 0..{largest}")
+            pieces.append(codes - np.float32(largest // 2))
+            start += count * row_bytes
+        scales_R1 = np.asarray(shared["basis_scales"], np.float32)[:, None]
+        basis_RD: NDArray[np.float32] = np.concatenate(pieces) * scales_R1
+        return basis_RD
+
+    @cached_property
+    def _layout(self) -> FieldLayout:
+        return FieldLayout(self.widths_R[self.stored_C])
+
+    @cached_property
+    def _codebook_start_C(self) -> NDArray[np.uint16]:
+        starts = {}
+        position = 0
+        for bits in self.codebooks:
+            starts[bits] = position
+            position += 1 << bits
+        return np.array([starts[int(b)] for b in self.widths_R[self.stored_C]], np.uint16)
+
+
+def hadamard_size(width: int) -> int:
+    """Values a block of the rotation mixes: the largest power of two that divides D."""
+    return width & -width
+
+
+def hadamard_block(size: int) -> NDArray[np.float32]:
+    """Sylvester's matrix of a power of two, rows of norm 1: symmetric float32 [size, size]."""
+    block = np.ones((1, 1), np.float32)
+    while len(block) < size:
+        block = np.block([[block, block], [block, -block]])
+    scaled: NDArray[np.float32] = block * np.float32(size**-0.5)
+    return scaled
+
+
+def _runs(
+    params: Mapping[str, object], field: str, fewest_bits: int, width: int
+) -> tuple[Run, ...]:
+    """A list of [count, bits]; BundleError otherwise."""
+    value = params.get(field)
+    if not isinstance(value, list) or len(value) > _MAX_RUNS:
+        raise BundleError(f"codec bands, {field}: expected a list of runs, got {shown(value)}")
+    runs = []
+    for item in value:
+        if (
+            not isinstance(item, list)
+            or len(item) != 2
+            or any(isinstance(n, bool) or not isinstance(n, int) for n in item)
+            or not 1 <= item[0] <= width
+            or not fewest_bits <= item[1] <= MAX_WIDTH
+        ):
+            raise BundleError(
+                f"codec bands, {field}: expected [1..{width}, {fewest_bits}..{MAX_WIDTH}], "
+                f"got {shown(item)}"
+            )
+        runs.append((item[0], item[1]))
+    if sum(count for count, _ in runs) > width:
+        raise BundleError(f"codec bands, {field}: counts sum to more than {width}")
+    return tuple(runs)
+
+
+def _integers(params: Mapping[str, object], field: str, low: int, high: int) -> tuple[int, ...]:
+    value = params.get(field)
+    if not isinstance(value, list) or len(value) > high:
+        raise BundleError(f"codec bands, {field}: expected a list, got {shown(value)}")
+    return tuple(read_integer({field: item}, field, "bands", low, high) for item in value)

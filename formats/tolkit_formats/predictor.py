@@ -1,0 +1,75 @@
+"""A plane's linear prediction from the token's embedding, added to what its codec decodes.
+
+N rows in a batch, D values a row.
+A token's row is a function of its embedding, which every device that runs the model holds anyway;
+the part of it that is linear need not be stored a row.
+
+    prediction = (unit @ weights^T) * 2^exponent,  unit = embedding / sqrt(mean(embedding^2))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolkit_formats.bitpack import FieldLayout
+from tolkit_formats.codecs.base import read_integer, refuse_unknown
+from tolkit_formats.codecs.bands import MAX_EXPONENT, MAX_WIDTH
+from tolkit_formats.errors import BundleError
+
+__all__ = ["Predictor", "unit_rows"]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Weights of `bits` bits, one f16 scale an output value."""
+
+    width: int
+    bits: int
+    exponent: int = 0
+
+    @classmethod
+    def from_json(cls, params: Mapping[str, object], width: int) -> Predictor:
+        """Read from the manifest; BundleError names a wrong parameter."""
+        refuse_unknown(params, "predictor", frozenset({"bits", "exponent"}))
+        return cls(
+            width,
+            read_integer(params, "bits", "predictor", 2, MAX_WIDTH),
+            read_integer(params, "exponent", "predictor", -MAX_EXPONENT, MAX_EXPONENT),
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """The manifest parameters."""
+        return {"bits": self.bits, "exponent": self.exponent}
+
+    def shared_shapes(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """As `Codec.shared_shapes`."""
+        row_bytes = -(-self.bits * self.width // 8)
+        return {
+            "predictor": ("U8", (self.width * row_bytes,)),
+            "predictor_scales": ("F16", (self.width,)),
+        }
+
+    def weights_DD(self, shared: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """float32 [D out, D in]; BundleError for a code no encoder writes."""
+        packed = np.asarray(shared["predictor"]).reshape(self.width, -1)
+        layout = FieldLayout(np.full(self.width, self.bits, np.int64))
+        codes_DD = layout.unpack(packed).astype(np.float32)
+        largest = (1 << self.bits) - 2
+        if codes_DD.size and codes_DD.max() > largest:
+            raise BundleError(f"predictor: code {int(codes_DD.max())} is outside 0..{largest}")
+        codes_DD -= np.float32(largest // 2)
+        codes_DD *= np.asarray(shared["predictor_scales"], np.float32)[:, None]
+        codes_DD *= np.float32(2.0**self.exponent)
+        return codes_DD
+
+
+def unit_rows(embedded_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Embedding rows scaled to a root mean square of 1, a row of zeros left alone: [N, D]."""
+    mean_N1 = np.square(embedded_ND).mean(axis=1, keepdims=True)
+    unit_ND: NDArray[np.float32] = embedded_ND / np.sqrt(np.where(mean_N1 > 0, mean_N1, 1))
+    return unit_ND

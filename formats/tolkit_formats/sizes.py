@@ -1,0 +1,45 @@
+"""Bytes under tables/ before anything is written: what `bytes` and a budget mean, to the byte."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES
+from tolkit_formats.records import Tier
+from tolkit_formats.tensorfile import ITEM_BYTES, header_bytes
+
+__all__ = ["SharedShapes", "table_bytes", "tensor_file_bytes"]
+
+SharedShapes = Mapping[str, tuple[str, tuple[int, ...]]]
+"""Full names in tables/bases.safetensors -> dtype and shape."""
+
+
+def tensor_file_bytes(tensors: SharedShapes) -> int:
+    """Size of the file `write_tensors` makes of these arrays."""
+    directory = [(name, dtype, shape) for name, (dtype, shape) in sorted(tensors.items())]
+    data = sum(math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in tensors.values())
+    return len(header_bytes(directory)) + data
+
+
+def table_bytes(
+    tiers: Sequence[Tier], shared: SharedShapes, *, mapped_vocab_size: int | None
+) -> int:
+    """All files under tables/: shards, shared arrays, slots, checksums.
+
+    Args:
+        mapped_vocab_size: V where there is a slot map, None where slot = token id.
+    """
+    files: dict[str, int] = {}
+    for tier in tiers:
+        for shard in range(tier.num_shards):
+            shape = (tier.shard_rows(shard), tier.stride)
+            files[tier.shard_name(shard)] = tensor_file_bytes({"records": ("U8", shape)})
+    if shared:
+        files["bases.safetensors"] = tensor_file_bytes(shared)
+    if mapped_vocab_size is not None:
+        slots: SharedShapes = {"slots": ("U32", (mapped_vocab_size,))}
+        files["slots.safetensors"] = tensor_file_bytes(slots)
+    blocks = {name: -(-size // CHECKSUM_BLOCK_BYTES) for name, size in files.items()}
+    checksums = {name: ("U8", (count, 32)) for name, count in blocks.items()}
+    return sum(files.values()) + tensor_file_bytes(checksums)

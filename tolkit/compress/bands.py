@@ -1,0 +1,351 @@
+"""Fitting codec `bands` to all planes of a source, layer by layer under error feedback.
+
+V rows, D hidden, T tiers, R rows of a basis, S sampled rows.
+
+For a price of a bit (lambda) one walk through the layers fits each transform to table plus carry,
+measures the variance of its coefficients in every tier, quantises and passes the carry on. The
+price that meets a budget is searched on a sample of rows; whole widths are then shared out
+exactly with the variances of the last walk (see `allocate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tolkit.compress.allocate import LayerNeed, widths_at
+from tolkit.compress.codecs.bands import rotated
+from tolkit.compress.gram import GramAccumulator
+from tolkit.compress.lloyd import DISTORTION, lloyd_max
+from tolkit.compress.tiers import TierRange
+from tolkit.compress.transform import (
+    SIDE_SHARE,
+    Metric,
+    Moments,
+    Quantised,
+    Transform,
+    fit_transform,
+    quantise_rows,
+)
+from tolkit.errors import NonFiniteError
+from tolkit.parallel import BlockPool
+from tolkit.progress import Task
+from tolkit_formats.limits import BLOCK_ROWS
+
+__all__ = ["BandsWish", "LayerFit", "PlaneRows", "Rows", "Walk", "codebooks_of", "unit_rows"]
+
+_SAMPLED_ROWS = 4096
+_SIDE_BITS = 16  # of a scale
+_HALF = BLOCK_ROWS // 2
+
+PlaneRows = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class BandsWish:
+    """How `bands` shall look.
+
+    Attributes:
+        transform: ``klt`` (a stored basis) or ``hadamard`` (none).
+        predictor_bits: of weights that predict rows from embeddings; 0 never, None where it pays.
+        tiers: at most so many.
+    """
+
+    transform: str = "klt"
+    predictor_bits: int | None = None
+    tiers: int = 8
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows a walk goes over: all of a source, or a sample of them.
+
+    Attributes:
+        ranges: first and last+1 row of each tier.
+        tier_rows: rows of each tier in the source.
+        weights_V: float64 [rows], mean 1 over the source.
+        unit: reader of unit embeddings, None where nothing is predicted.
+        scratch: gives a place for `rows` x D values: an array in memory or on disk.
+    """
+
+    ranges: tuple[TierRange, ...]
+    tier_rows: tuple[int, ...]
+    weights_V: Tensor
+    unit: PlaneRows | None
+    scratch: Callable[[str], npt.NDArray[np.generic]]
+
+    @property
+    def count(self) -> int:
+        """Rows there are to go over."""
+        return self.ranges[-1][1]
+
+    def blocks(self) -> Iterator[tuple[int, int, int]]:
+        """Tier, first and last+1 row of every block; none crosses a tier."""
+        for tier, (first, stop) in enumerate(self.ranges):
+            for start in range(first, stop, _HALF):
+                yield tier, start, min(start + _HALF, stop)
+
+
+@dataclass(frozen=True)
+class LayerFit:
+    """What one walk found for one layer.
+
+    Attributes:
+        transform: cut to R rows of the basis.
+        basis: those rows, rounded; None for Hadamard.
+        basis_bits_R: their widths.
+        variances_TR: of the coefficients in each tier.
+        weight_T: of a row of each tier.
+        samples_SR: coefficients of evenly spaced rows, with `tier_S` of each.
+    """
+
+    transform: Transform
+    basis: Quantised | None
+    basis_bits_R: npt.NDArray[np.int64]
+    variances_TR: npt.NDArray[np.float64]
+    weight_T: npt.NDArray[np.float64]
+    samples_SR: npt.NDArray[np.float64]
+    tier_S: npt.NDArray[np.int64]
+
+    @property
+    def need(self) -> LayerNeed:
+        """For `allocate.fill`."""
+        importance_R = self.transform.importance_R.numpy()
+        return LayerNeed(self.weight_T[:, None] * self.variances_TR * importance_R)
+
+
+class Walk:
+    """One pass through the layers at one price of a bit."""
+
+    def __init__(
+        self, rows: Rows, wish: BandsWish, pool: BlockPool, *, price: float, feedback: bool
+    ) -> None:
+        self.rows, self.wish, self.pool = rows, wish, pool
+        self.price, self.feedback = price, feedback
+        self._carry: npt.NDArray[np.generic] | None = None
+        self._turn = 0
+
+    def layer(self, read: PlaneRows, width: int, metric: Metric, task: Task | None) -> LayerFit:
+        """Fit one plane and move the carry past it.
+
+        Raises:
+            NonFiniteError: values too large for the spill or the sums.
+        """
+        targets = self.rows.scratch("target")
+        moments = self._moments(read, targets, width)
+        transform = self._transform(moments, metric, width)
+        weight_T = self._tier_weights()
+        variances_TR, samples_SR, tier_S = self._measure(targets, transform)
+        importance_R = transform.importance_R.numpy()
+        worth_TR = weight_T[:, None] * variances_TR * importance_R
+        keep, bits_R = self._basis_widths(worth_TR, width)
+        if self.wish.transform == "hadamard":
+            keep, bits_R, basis = np.arange(width), np.zeros(width, np.int64), None
+        else:
+            basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
+        fit = LayerFit(
+            _cut(transform, keep),
+            basis,
+            bits_R,
+            variances_TR[:, keep],
+            weight_T,
+            samples_SR[:, keep],
+            tier_S,
+        )
+        if self.feedback:
+            self._pass_carry(fit, targets, worth_TR[:, keep])
+        if task is not None:
+            task.advance(self.rows.count)
+        return fit
+
+    def _moments(
+        self, read: PlaneRows, targets: npt.NDArray[np.generic], width: int
+    ) -> Moments:
+        """Weighted moments of [1, target, unit]; the targets are spilled on the way."""
+        unit = self.rows.unit if self.wish.predictor_bits != 0 else None
+        joint = 1 + width * (2 if unit is not None else 1)
+        gram = GramAccumulator(joint, pool=self.pool.executor)
+        waiting: list[Tensor] = []
+        start = held = 0
+
+        def load(block: tuple[int, int, int]) -> Tensor:
+            _, first, stop = block
+            target_ND = read(first, stop)
+            if self._carry is not None:
+                target_ND = target_ND + _tensor(self._carry[first:stop])
+            if not bool(torch.isfinite(target_ND).all()):
+                raise NonFiniteError(f"rows {first} to {stop}: NaN or infinity")
+            targets[first:stop] = target_ND.numpy().astype(targets.dtype)
+            parts = [torch.ones(stop - first, 1), _tensor(targets[first:stop])]
+            if unit is not None:
+                parts.append(unit(first, stop))
+            return torch.cat(parts, dim=1)
+
+        blocks = list(self.rows.blocks())
+        for i in range(0, len(blocks), self.pool.threads):
+            for block, joint_NJ in zip(
+                blocks[i : i + self.pool.threads],
+                self.pool.map(load, blocks[i : i + self.pool.threads]),
+                strict=True,
+            ):
+                waiting.append(joint_NJ)
+                held += len(joint_NJ)
+                if held >= BLOCK_ROWS or block is blocks[-1]:
+                    gram.add(torch.cat(waiting), self.rows.weights_V[start : start + held])
+                    start, held, waiting = start + held, 0, []
+        return Moments.of_gram(gram.gram_DD(), width)
+
+    def _transform(self, moments: Moments, metric: Metric, width: int) -> Transform:
+        transform = fit_transform(
+            moments,
+            metric,
+            price=self.price,
+            num_rows=sum(self.rows.tier_rows),
+            predictor_bits=self.wish.predictor_bits,
+        )
+        if self.wish.transform == "klt":
+            return transform
+        rotation_DD = rotated(torch.eye(width)).double()
+        spread_D = ((rotation_DD @ transform.synthesis_RD.T) ** 2 @ transform.variances_R).clamp(
+            min=0
+        )
+        importance = float((metric.root_DD**2).sum()) / width
+        return Transform(
+            transform.mean_D,
+            transform.predictor,
+            transform.predictor_bits,
+            rotation_DD,
+            rotation_DD,
+            torch.full((width,), importance, dtype=torch.float64),
+            spread_D,
+            transform.exponent,
+        )
+
+    def _tier_weights(self) -> npt.NDArray[np.float64]:
+        return np.array(
+            [float(self.rows.weights_V[first:stop].mean()) for first, stop in self.rows.ranges]
+        )
+
+    def _measure(
+        self, targets: npt.NDArray[np.generic], transform: Transform
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """Variance of each coefficient in each tier, and coefficients of sampled rows."""
+        analysis_DR = transform.analysis_DR.float()
+        step = max(1, self.rows.count // _SAMPLED_ROWS)
+
+        def measure(block: tuple[int, int, int]) -> tuple[int, Tensor, Tensor]:
+            tier, first, stop = block
+            coeffs_NR = self._residual(targets, transform, first, stop) @ analysis_DR
+            picked = torch.arange(-first % step, stop - first, step)
+            return tier, coeffs_NR.double().square().sum(dim=0), coeffs_NR[picked].double()
+
+        sums_TR = torch.zeros((len(self.rows.ranges), analysis_DR.shape[1]), dtype=torch.float64)
+        samples, tiers = [], []
+        for tier, squares_R, picked_SR in self.pool.map(measure, self.rows.blocks()):
+            sums_TR[tier] += squares_R
+            samples.append(picked_SR)
+            tiers += [tier] * len(picked_SR)
+        sizes_T1 = torch.tensor([[stop - first] for first, stop in self.rows.ranges])
+        return (sums_TR / sizes_T1).numpy(), torch.cat(samples).numpy(), np.array(tiers)
+
+    def _residual(
+        self, targets: npt.NDArray[np.generic], transform: Transform, first: int, stop: int
+    ) -> Tensor:
+        """Targets without mean and prediction: float32 [N, D]."""
+        residual_ND = _tensor(targets[first:stop]) - transform.mean_D.float()
+        if transform.predictor is not None:
+            assert self.rows.unit is not None
+            weights_DD = transform.predictor.values_RD.float()
+            residual_ND -= self.rows.unit(first, stop) @ weights_DD.T
+        return residual_ND
+
+    def _basis_widths(
+        self, worth_TR: npt.NDArray[np.float64], width: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Which rows of the basis earn their bytes, and their bits: 4, 6 or 8.
+
+        A row's rounding is multiplied by its coefficient, so few bits serve coefficients of few.
+        """
+        widths_TR = widths_at(worth_TR, self.price)
+        most_R = widths_TR.max(axis=0)
+        bits_R = np.where(most_R >= 5, 8, np.where(most_R >= 3, 6, 4))
+        saved_TR = worth_TR * (1 - DISTORTION[widths_TR]) - self.price * widths_TR
+        saved_R = (np.array(self.rows.tier_rows)[:, None] * saved_TR).sum(axis=0)
+        side_R = width * bits_R + _SIDE_BITS * (1 + (widths_TR > 0).sum(axis=0))
+        keep = np.flatnonzero((most_R > 0) & (saved_R > SIDE_SHARE * self.price * side_R))
+        return keep, bits_R[keep]
+
+    def _pass_carry(
+        self, fit: LayerFit, targets: npt.NDArray[np.generic], worth_TR: npt.NDArray[np.float64]
+    ) -> None:
+        widths_TR = widths_at(worth_TR, self.price)
+        books = codebooks_of(fit, widths_TR)
+        scales_TR = torch.from_numpy(np.sqrt(fit.variances_TR)).float()
+        analysis_DR = fit.transform.analysis_DR.float()
+        basis_RD = fit.transform.synthesis_RD if fit.basis is None else fit.basis.values_RD
+        basis_RD = basis_RD.float()
+        carry = self.rows.scratch(f"carry{self._turn % 2}")
+        self._turn += 1
+
+        def step(block: tuple[int, int, int]) -> None:
+            tier, first, stop = block
+            residual_ND = self._residual(targets, fit.transform, first, stop)
+            coeffs_NR = residual_ND @ analysis_DR
+            values_NR = torch.zeros_like(coeffs_NR)
+            for bits, book in books.items():
+                columns = torch.from_numpy(np.flatnonzero(widths_TR[tier] == bits))
+                if not len(columns):
+                    continue
+                scales_C = scales_TR[tier, columns]
+                units = coeffs_NR[:, columns] / torch.where(scales_C > 0, scales_C, 1.0)
+                values = torch.from_numpy(book).float()
+                codes = torch.bucketize(units.contiguous(), (values[1:] + values[:-1]) / 2)
+                values_NR[:, columns] = values[codes] * scales_C
+            residual_ND -= values_NR @ basis_RD
+            carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
+
+        self.pool.map(step, self.rows.blocks())
+        self._carry = carry
+
+
+def codebooks_of(
+    fit: LayerFit, widths_TR: npt.NDArray[np.int64]
+) -> dict[int, npt.NDArray[np.float64]]:
+    """One codebook a width in use, fitted to the coefficients of that width over their scales."""
+    scales_TR = np.sqrt(fit.variances_TR)
+    units_SR = fit.samples_SR / np.where(scales_TR > 0, scales_TR, 1.0)[fit.tier_S]
+    width_SR = widths_TR[fit.tier_S]
+    return {
+        int(bits): lloyd_max(units_SR[width_SR == bits], int(bits)).astype(np.float16).astype(float)
+        for bits in np.unique(widths_TR)
+        if bits
+    }
+
+
+def unit_rows(embedded_ND: Tensor) -> Tensor:
+    """Embedding rows scaled to a root mean square of 1, as `tolkit_formats.predictor` does."""
+    mean_N1 = embedded_ND.square().mean(dim=1, keepdim=True)
+    return embedded_ND / torch.where(mean_N1 > 0, mean_N1, 1.0).sqrt()
+
+
+def _cut(transform: Transform, keep: npt.NDArray[np.int64]) -> Transform:
+    rows = torch.from_numpy(keep)
+    return Transform(
+        transform.mean_D,
+        transform.predictor,
+        transform.predictor_bits,
+        transform.analysis_DR[:, rows],
+        transform.synthesis_RD[rows],
+        transform.importance_R[rows],
+        transform.variances_R[rows],
+        transform.exponent,
+    )
+
+
+def _tensor(values: npt.NDArray[np.generic]) -> Tensor:
+    return torch.from_numpy(np.asarray(values, np.float32))

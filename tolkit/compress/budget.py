@@ -1,0 +1,151 @@
+"""The price of a bit that a budget of bytes calls for, and the widths that fill it.
+
+V vocabulary, L layers, D hidden, T tiers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tolkit.compress.allocate import fill, widths_at
+from tolkit.compress.bands import LayerFit
+from tolkit.compress.resolve import BandsLayer, resolve
+from tolkit.errors import UsageError
+from tolkit_formats.records import Tier, lay_out
+from tolkit_formats.sizes import SharedShapes, table_bytes
+from tolkit_formats.reader import shared_name
+
+__all__ = ["Filled", "Shape", "fill_budget", "search_price", "size_at"]
+
+_WALKS = 6
+_CLOSE = 0.02  # relative change of the price that another walk is not worth
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of the bundle decides bytes besides widths."""
+
+    layers: tuple[int, ...]
+    hidden_size: int
+    tier_rows: tuple[int, ...]
+    mapped_vocab_size: int | None
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A budget, filled: everything to store, and exactly how large it will be."""
+
+    layers: Mapping[int, BandsLayer]
+    tiers: tuple[Tier, ...]
+    table_bytes: int
+
+
+def search_price(
+    walk: Callable[[float], list[LayerFit]], shape: Shape, budget_bytes: int
+) -> tuple[float, list[LayerFit]]:
+    """The price at which a walk's needs fit the budget, and the fits of that walk.
+
+    A walk says what variances its price leads to; the price that would fill the budget with those
+    is tried next, until it stays. That takes three to five walks: variances change little.
+
+    Raises:
+        UsageError: the budget is below what the smallest bundle takes.
+    """
+    price = 0.0
+    fits: list[LayerFit] = []
+    for _ in range(_WALKS):
+        fits = walk(price)
+        fitting = _fitting_price(fits, shape, budget_bytes)
+        if price and abs(math.log(fitting / price)) < _CLOSE:
+            break
+        price = fitting
+    return price, fits
+
+
+def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Filled:
+    """Widths for at most `budget_bytes` under tables/, headers and checksums counted.
+
+    Raises:
+        UsageError: not even records without codes fit; says how much would.
+    """
+    record_bytes = budget_bytes
+    needs = [fit.need for fit in fits]
+    filled = _filled(fits, shape, 0)
+    if filled.table_bytes > budget_bytes:
+        values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
+        raise UsageError(
+            f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
+            f"records of {sum(shape.tier_rows):,} tokens take {filled.table_bytes:,} bytes "
+            f"({8 * filled.table_bytes / values:.3f} bits/value of the kept layers)",
+            hint=f"give at least {filled.table_bytes:,} bytes, or --predict 0",
+        )
+    best = filled
+    for _ in range(8):
+        filled = _filled(fits, shape, record_bytes)
+        excess = filled.table_bytes - budget_bytes
+        if excess <= 0:
+            best = max(best, filled, key=lambda f: f.table_bytes)
+            if -excess <= 0.002 * budget_bytes:
+                break
+        record_bytes -= excess + (64 if excess > 0 else 0)
+    assert needs
+    return best
+
+
+def _filled(fits: Sequence[LayerFit], shape: Shape, record_bytes: int) -> Filled:
+    allocation = fill([fit.need for fit in fits], shape.tier_rows, record_bytes)
+    decided = resolve(fits, allocation, shape.hidden_size)
+    layers = dict(zip(shape.layers, decided, strict=True))
+    tiers: list[Tier] = []
+    first_slot = 0
+    for index, rows in enumerate(shape.tier_rows):
+        codecs = [(layer, decision.codecs[index]) for layer, decision in layers.items()]
+        tiers.append(lay_out(codecs, rows, index=index, first_slot=first_slot))
+        first_slot += rows
+    size = table_bytes(tiers, _shapes(layers), mapped_vocab_size=shape.mapped_vocab_size)
+    return Filled(layers, tuple(tiers), size)
+
+
+def _shapes(layers: Mapping[int, BandsLayer]) -> SharedShapes:
+    return {
+        shared_name(layer, name): (dtype, array.shape)
+        for layer, decision in layers.items()
+        for name, (dtype, array) in decision.stored.items()
+    }
+
+
+def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:
+    """Bytes under tables/ at a price, by whole widths without packing: good to a few per cent."""
+    rows_T = np.array(shape.tier_rows, np.float64)
+    total = 16.0 * rows_T.sum() / 2 + 0.0  # CRC and half a step of padding
+    if shape.mapped_vocab_size is not None:
+        total += 4 * shape.mapped_vocab_size
+    for fit in fits:
+        widths_TR = widths_at(fit.need.worth_TR, price)
+        used_R = widths_TR.max(axis=0) > 0
+        total += float((widths_TR.sum(axis=1) * rows_T).sum()) / 8
+        total += float((fit.basis_bits_R[used_R] * shape.hidden_size).sum()) / 8
+        total += 2.0 * float((widths_TR > 0).sum()) + 2.0 * shape.hidden_size
+        if fit.transform.predictor is not None:
+            weights = fit.transform.predictor.codes_RD.numel()
+            total += fit.transform.predictor_bits * weights / 8 + 2.0 * shape.hidden_size
+    return total * (1 + 32 / (1 << 20))
+
+
+def _fitting_price(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> float:
+    """Bisection over log(price); the needs stay as they are."""
+    largest = max((float(fit.need.worth_TR.max(initial=0)) for fit in fits), default=0.0)
+    if largest <= 0:
+        return 1.0
+    low, high = math.log(largest) - 60, math.log(largest)
+    for _ in range(60):
+        middle = (low + high) / 2
+        if size_at(fits, shape, math.exp(middle)) > budget_bytes:
+            low = middle
+        else:
+            high = middle
+    return math.exp(high)
