@@ -120,6 +120,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
     }
 )
 # With frozen tables: weights that work already are moved a little, so nothing pulls them to zero.
+# Measured in tests/bench/reports/2026-11-21-healing.md.
 HEALING = Recipe(256, 8, 8, 3e-4, 20, 300, 0, final_ratio=0.0, weight_decay=0.0)
 
 
