@@ -107,7 +107,7 @@ def train(
     --init B.tol --freeze-tables heals a compressed bundle: it reads the bundle, trains all but the
     tables for minutes so that the model makes up for what they lost, and writes a new bundle with
     the very same tables (hard links where it can) and a new backbone. With --distill CKPT, the
-    checkpoint B.tol came from, it learns from that model, which restores more than text alone.
+    checkpoint B.tol came from, it learns that model's answers, which brings it closer than text.
     --init CKPT --freeze-tables keeps embedding, memory norms and FFNs, and writes a checkpoint.
 
     Give at most one of --steps, --tokens and --minutes. The same command continues an interrupted
