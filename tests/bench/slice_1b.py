@@ -1,7 +1,7 @@
 """Memory and time of build and compress at the 1B shape, on a slice of two layers.
 
     python tests/bench/slice_1b.py [--folder DIR] [--layers 2] [--threads 2] [--rows 128256]
-        [--only TEXT]
+        [--only CASE,..]
 
 Writes a random bf16 checkpoint (V 128,256, D 2048, K 5464; 0.8 GB) into the folder, then runs
 each command in a process of its own and samples its anonymous memory (RssAnon, as DESIGN's
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rows", type=int, default=128_256)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="cases whose name holds this text")
+    parser.add_argument("--only", default="", help="cases by name, comma-separated")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -186,7 +186,7 @@ def main() -> None:
     print("| command | seconds | baseline MiB | peak above MiB | target MiB |")
     print("|---|---|---|---|---|")
     for case in CASES:
-        if arguments.only not in case:
+        if arguments.only and case not in arguments.only.split(","):
             continue
         command = [sys.executable, __file__, "--child", case, "--folder", str(folder)]
         command += ["--threads", str(arguments.threads)]
