@@ -26,6 +26,9 @@ from tolkit_formats.predictor import Predictor
 __all__ = ["BandsLayer", "resolve", "runs_of"]
 
 
+_LARGEST_F16 = float(np.finfo(np.float16).max)
+
+
 @dataclass(frozen=True)
 class BandsLayer:
     """One layer, decided.
@@ -93,7 +96,8 @@ def _layer(fit: LayerFit, widths_TR: npt.NDArray[np.int64], width: int) -> Bands
         codecs.append(codec)
         if len(codec.stored_C):
             deviations = np.sqrt(fit.variances_TR[tier, used][codec.stored_C]) * power
-            scales_C = deviations.astype(np.float16)
+            # A tier may vary far more than all rows together, whose exponent this is.
+            scales_C = np.minimum(deviations, _LARGEST_F16).astype(np.float16)
             stored[codec.scales_name] = ("F16", scales_C)
             working[codec.scales_name] = _wide(scales_C)
     predictor = None
