@@ -19,7 +19,7 @@ def rotated(rows_ND: Tensor) -> Tensor:
     turned = rows_ND
     apart = 1
     while apart < size:
-        pairs = turned.reshape(len(rows_ND), -1, 2, apart)
+        pairs = turned.reshape(len(rows_ND), rows_ND.shape[1] // (2 * apart), 2, apart)
         first, second = pairs[:, :, 0], pairs[:, :, 1]
         turned = torch.stack([first + second, first - second], dim=2)
         apart *= 2

@@ -13,6 +13,7 @@ from tolkit_formats.limits import (
     MAX_HIDDEN_SIZE,
     MAX_INTEGER,
     MAX_LAYERS,
+    MAX_MANIFEST_BYTES,
     MAX_SHARD_BYTES,
     MAX_SHARDS,
     MAX_STRIDE_BYTES,
@@ -48,6 +49,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         UnsupportedVersionError: another major version, or a required feature unknown here.
         BundleError: anything that breaks a rule, named by field.
     """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where}: {len(data):,} bytes, limit {MAX_MANIFEST_BYTES:,}")
     value = strict_json.parse(data, where)
     root = Fields(value, where)
     version = _version(root)

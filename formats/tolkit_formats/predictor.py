@@ -64,8 +64,10 @@ class Predictor:
         require_scales(shared["predictor_scales"], "predictor_scales")
         self._rows.check(np.asarray(shared["predictor"]), "predictor")
         # A unit embedding has the norm sqrt(D), so a row of weights gives at most:
-        norms_D = np.linalg.norm(self.weights_DD(shared).astype(np.float64), axis=1)
-        require_bounded(float(norms_D.max()) * self.width**0.5, "predictor")
+        weights_DD = self._rows.unpack(np.asarray(shared["predictor"]), "predictor")
+        scales_D = np.asarray(shared["predictor_scales"], np.float64)
+        largest = float((np.linalg.norm(weights_DD, axis=1) * scales_D).max())
+        require_bounded(largest * self.width**0.5 * 2.0**self.exponent, "predictor")
 
     @property
     def _rows(self) -> SignedRows:

@@ -9,7 +9,8 @@ a plane: codebooks, the scale of each coefficient (one set a tier), the basis an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -33,7 +34,8 @@ __all__ = ["MAX_EXPONENT", "MAX_WIDTH", "Bands", "hadamard", "hadamard_size"]
 
 MAX_WIDTH = 8
 MAX_EXPONENT = 120
-_MAX_RUNS = 4096
+_RUN = "[1-9][0-9]{0,4}x[0-9]"
+_RUNS = re.compile(rf"(?:{_RUN}(?: {_RUN})*)?\Z")
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ class Bands:
         return {
             "name": "bands",
             "tier": self.tier,
-            "runs": [list(run) for run in self.runs],
+            "runs": _text(self.runs),
             "codebooks": list(self.codebooks),
-            "basis": [list(run) for run in self.basis],
+            "basis": _text(self.basis),
             "exponent": self.exponent,
         }
 
@@ -260,7 +262,7 @@ def hadamard(rows_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     turned = rows_ND
     apart = 1
     while apart < size:
-        pairs = turned.reshape(len(rows_ND), -1, 2, apart)
+        pairs = turned.reshape(len(rows_ND), rows_ND.shape[1] // (2 * apart), 2, apart)
         first, second = pairs[:, :, 0], pairs[:, :, 1]
         turned = np.stack([first + second, first - second], axis=2)
         apart *= 2
@@ -268,29 +270,32 @@ def hadamard(rows_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     return scaled
 
 
+def _text(runs: Sequence[Run]) -> str:
+    """``12x5 3x0 40x2``: a list of lists would make most of a large tol.json."""
+    return " ".join(f"{count}x{bits}" for count, bits in runs)
+
+
 def _runs(
     params: Mapping[str, object], field: str, fewest_bits: int, width: int
 ) -> tuple[Run, ...]:
-    """A list of [count, bits]; BundleError otherwise."""
-    value = params.get(field)
-    if not isinstance(value, list) or len(value) > _MAX_RUNS:
-        raise BundleError(f"codec bands, {field}: expected a list of runs, got {shown(value)}")
+    """Runs written as `_text` does; BundleError otherwise."""
+    text = params.get(field)
+    if not isinstance(text, str) or not _RUNS.match(text):
+        raise BundleError(
+            f"codec bands, {field}: expected runs such as '12x5 3x0 40x2', got {shown(text)}"
+        )
     runs = []
-    for item in value:
-        if (
-            not isinstance(item, list)
-            or len(item) != 2
-            or any(isinstance(n, bool) or not isinstance(n, int) for n in item)
-            or not 1 <= item[0] <= width
-            or not fewest_bits <= item[1] <= MAX_WIDTH
-        ):
+    left = width
+    for word in text.split(" ") if text else []:
+        count, bits = map(int, word.split("x"))
+        left -= count
+        if left < 0:
+            raise BundleError(f"codec bands, {field}: counts sum to more than {width}")
+        if not fewest_bits <= bits <= MAX_WIDTH:
             raise BundleError(
-                f"codec bands, {field}: expected [1..{width}, {fewest_bits}..{MAX_WIDTH}], "
-                f"got {shown(item)}"
+                f"codec bands, {field}: expected {fewest_bits}..{MAX_WIDTH} bits, got {word}"
             )
-        runs.append((item[0], item[1]))
-    if sum(count for count, _ in runs) > width:
-        raise BundleError(f"codec bands, {field}: counts sum to more than {width}")
+        runs.append((count, bits))
     return tuple(runs)
 
 
