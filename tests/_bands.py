@@ -180,12 +180,12 @@ class BandsBundle:
 KLT = {"codebooks": [1, 3, 5], "basis": [[2, 8], [4, 6], [3, 4]], "exponent": -3}
 LAYERS: tuple[tuple[dict[str, Any], ...], ...] = (
     (
-        bands([[3, 5], [2, 0], [4, 3]], tier=0, **KLT),
+        bands([[6, 5], [1, 0], [2, 3]], tier=0, **KLT),
         bands([[1, 3], [5, 1]], tier=1, **KLT),
         bands([], tier=2, **KLT),
     ),
     (
-        bands([[12, 2]], tier=0, codebooks=[2, 8], exponent=2),
+        bands([[12, 8]], tier=0, codebooks=[2, 8], exponent=2),
         bands([[5, 0], [1, 8]], tier=1, codebooks=[2, 8], exponent=2),
         bands([[2, 8], [2, 2]], tier=2, codebooks=[2, 8], exponent=2),
     ),
