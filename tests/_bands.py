@@ -238,6 +238,7 @@ def write_bands(path: Path, *, seed: int = 0) -> BandsBundle:
                 out.write(records)
         writer.put_file("config.json", canonical(config))
         writer.put_file("tokenizer.json", tokenizer)
+        writer.put_file("tokenizer_config.json", b"{}\n")
         writer.put_tensors("backbone.safetensors", {EMBEDDING: ("F16", embedding_VD)})
         writer.put_tensors("tables/bases.safetensors", shared)
         writer.put_tensors("tables/slots.safetensors", {"slots": ("U32", slots_V)})
