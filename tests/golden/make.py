@@ -68,12 +68,12 @@ GOLDENS = (
     ),
     Golden(
         "bands-klt",
-        {"tiers": True, "bits": 16.0, "transform": "klt", "predict": 3},
+        {"tiers": True, "bits": 18.0, "transform": "klt", "predict": 3},
         "bands in a stored basis with predictions of 3 bits, two tiers",
     ),
     Golden(
         "bands-hadamard",
-        {"tiers": True, "bits": 8.0, "transform": "hadamard", "predict": 0},
+        {"tiers": True, "bits": 15.0, "transform": "hadamard", "predict": 0},
         "bands in the rotation, blocks of 8, two tiers",
     ),
 )
@@ -172,7 +172,7 @@ def _checkpoint(path: Path, *, layers: int, counts: bool, tiers: bool) -> None:
         ranks = np.random.default_rng(SEED).permutation(VOCAB_SIZE) + 1
         counts_V = (1000 // ranks).astype(np.uint64)
     if tiers:
-        steps = np.repeat([900, 20], TIERED_VOCAB_SIZE // 2)
+        steps = np.repeat([5000, 0], TIERED_VOCAB_SIZE // 2)
         counts_V = np.random.default_rng(SEED).permutation(steps).astype(np.uint64)
     save_checkpoint(model.to(torch.bfloat16), path, _tokenizer_files(), counts_V)
 
