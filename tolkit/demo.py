@@ -51,8 +51,8 @@ class DemoSpec:
 class DemoRow:
     """One way of storing the tables: what it takes and what it costs.
 
-    group: raw, bits, rank, budget or drop. careful: with feedback or folding, the default. Quality is
-    against the checkpoint's FFN path; `_se` are standard errors over windows.
+    group: raw, bits, rank, budget or drop. careful: with feedback or folding, the default.
+    Quality is against the checkpoint's FFN path; `_se` are standard errors over windows.
     """
 
     tables: str
