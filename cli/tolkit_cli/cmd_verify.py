@@ -38,11 +38,7 @@ RowsOption = Annotated[
 @command(
     "verify",
     stage="Check",
-    examples=[
-        "tol verify small.tol",
-        "tol verify small.tol --json",
-        "tol verify small.tol --reference ckpt",
-    ],
+    examples=["tol verify small.tol", "tol verify small.tol --reference ckpt --json"],
     next_step="tol eval, to measure what the tables cost in quality.",
 )
 def verify(
@@ -79,7 +75,9 @@ def verify(
 
         with out.timing("reference"):
             found = verify_tables(bundle, reference, max_rows=rows or None, progress=out.progress())
-        said = f"{found.num_agreeing} recorded errors agree" if not rows else "a sample"
+        said = f"{found.num_agreeing} recorded errors come out again"
+        if found.num_agreeing == 0:
+            said = "a sample" if rows else "no recorded error is relative to it"
         checks.append(f"{found.num_rows:,} rows compared with {reference}: {said}")
     out.record("metrics", checks=checks, records=report.num_records)
     for check in checks:
