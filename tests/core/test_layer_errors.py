@@ -141,6 +141,20 @@ def test_compress(
     assert_measured(path, source, ALL, ALL)
 
 
+def test_a_folded_table_is_computed_once(checkpoint: Path, tmp_path: Path) -> None:
+    """Though it counts at its own layer and at the one it is folded into."""
+    read = []
+    plane = CheckpointSource.plane
+
+    def counting(source: CheckpointSource, layer: int) -> object:
+        read.append(layer)
+        return plane(source, layer)
+
+    with mock.patch.object(CheckpointSource, "plane", counting):
+        squeeze(checkpoint, tmp_path / "c.tol", codec="nf4", drop=(1, 4))
+    assert sorted(read) == [0, 1, 2, 3, 4]
+
+
 def test_a_fold_leaves_what_comes_before_it(full: Path, coded: Path, tmp_path: Path) -> None:
     path = shorten(coded, tmp_path / "d.tol", [2])
     before, after = errors_of(coded), errors_of(path)
