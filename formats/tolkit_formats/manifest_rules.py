@@ -8,6 +8,7 @@ from tolkit_formats import digests, strict_json
 from tolkit_formats._fields import Fields
 from tolkit_formats.codecs import codec_from_json
 from tolkit_formats.errors import BundleError, UnsupportedVersionError
+from tolkit_formats.layer_errors import parse_layer_errors
 from tolkit_formats.limits import (
     BLOCK_ROWS,
     MAX_HIDDEN_SIZE,
@@ -71,16 +72,17 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     kept = tuple(i for i, layer in enumerate(layers) if layer.status == "kept")
     mapped = root.text("slots", ("identity", "mapped")) == "mapped"
     tiers = _tiers(root, vocab_size, hidden_size, kept, partial=mapped)
+    history = _history(root)
     manifest = Manifest(
         vocab_size=vocab_size,
         num_layers=num_layers,
         hidden_size=hidden_size,
         layers=layers,
         tiers=tiers,
-        encoding=_encoding(root.object("encoding"), kept),
+        encoding=_encoding(root.object("encoding"), kept, num_layers, len(history)),
         sources=_sources(root.object("sources"), num_layers),
         files=_files(root),
-        history=_history(root),
+        history=history,
         mapped_slots=mapped,
         predictors=read_predictors(root, hidden_size, kept),
         combine=root.text("combine", COMBINE_RULES),
@@ -199,15 +201,16 @@ def _check_tier(tier: Tier, kept: tuple[int, ...], where: str) -> None:
         raise BundleError(f"{where}: {tier.num_shards} shards, limit {MAX_SHARDS}")
 
 
-def _encoding(entry: Fields, kept: tuple[int, ...]) -> Encoding:
+def _encoding(entry: Fields, kept: tuple[int, ...], num_layers: int, num_steps: int) -> Encoding:
     feedback = entry.boolean("feedback")
     order = entry.array("order", longest=MAX_LAYERS)
+    errors = tuple(parse_layer_errors(entry, num_layers, num_steps))
     entry.done()
     if any(isinstance(i, bool) or not isinstance(i, int) for i in order) or sorted(order) != list(
         kept
     ):
         raise BundleError(f"{entry.where}: order must list the kept layers {list(kept)}")
-    return Encoding(feedback, tuple(order))
+    return Encoding(feedback, tuple(order), errors)
 
 
 def _sources(entry: Fields, num_layers: int) -> Sources:

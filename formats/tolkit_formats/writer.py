@@ -38,7 +38,8 @@ from tolkit_formats.tensorfile import TensorStream, write_tensors
 
 __all__ = ["BundleWriter", "ShardWriter", "block_digests", "work_folder"]
 
-_WORK_VERSION = 2
+_WORK_VERSION = 3
+_STATE_BYTES = 16 * MAX_MANIFEST_BYTES  # notes of every shard
 _LOCK = "lock"
 _STATE = "work.json"
 
@@ -110,7 +111,7 @@ class BundleWriter:
 
     def _resume(self, fingerprint: str, restart: bool) -> dict[str, Any]:
         try:
-            data = files.read_bytes(self.work / _STATE, limit_bytes=MAX_MANIFEST_BYTES)
+            data = files.read_bytes(self.work / _STATE, limit_bytes=_STATE_BYTES)
             state = strict_json.parse(data, f"{self.work}/{_STATE}")
         except (InputError, BundleError):
             state = None
@@ -170,13 +171,19 @@ class BundleWriter:
             return False
         return file_digest(path) == str(known["sha256"])
 
+    def shard_note(self, tier: Tier, shard: int) -> Any:
+        """What `ShardWriter.remember` was given for a finished shard, or None."""
+        return self._state["shards"][tier.shard_name(shard)]["note"]
+
     def open_shard(self, tier: Tier, shard: int) -> ShardWriter:
         """Start shard `shard` of `tier`; write its rows in order, then close."""
         return ShardWriter(self, tier, shard)
 
-    def _shard_finished(self, tier: Tier, shard: int, size_bytes: int, sha256: str) -> None:
+    def _shard_finished(
+        self, tier: Tier, shard: int, size_bytes: int, sha256: str, note: Any
+    ) -> None:
         name = tier.shard_name(shard)
-        self._state["shards"][name] = {"bytes": size_bytes, "sha256": sha256}
+        self._state["shards"][name] = {"bytes": size_bytes, "sha256": sha256, "note": note}
         self._save()
 
     # The end.
@@ -282,6 +289,11 @@ class ShardWriter:
         self._next_slot = tier.first_slot + shard * tier.rows_per_shard
         shape = (tier.shard_rows(shard), tier.stride)
         self._stream = TensorStream(self._temporary, [("records", "U8", shape)])
+        self._note: Any = None
+
+    def remember(self, note: Any) -> None:
+        """Keep a JSON value with the shard once it is finished, across a crash."""
+        self._note = note
 
     def write(self, records_NS: npt.NDArray[np.uint8]) -> None:
         """Append records: planes in place, zeros behind them. Their CRC is filled in here."""
@@ -305,7 +317,8 @@ class ShardWriter:
         files.replace(self._temporary, self._path)
         files.fsync_dir(self._path.parent)
         size_bytes = self._path.stat().st_size
-        self._bundle._shard_finished(self._tier, self._shard, size_bytes, file_digest(self._path))
+        sha256 = file_digest(self._path)
+        self._bundle._shard_finished(self._tier, self._shard, size_bytes, sha256, self._note)
 
 
 def require_absent(destination: Path, *, force: bool) -> None:
