@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,13 +15,23 @@ from tolkit.compress.allocate import fill, widths_at
 from tolkit.compress.bands import LayerFit
 from tolkit.compress.resolve import BandsLayer, resolve
 from tolkit.errors import UsageError
+from tolkit_formats.codecs import Bands
+from tolkit_formats.predictor import Predictor
 from tolkit_formats.reader import shared_name
 from tolkit_formats.records import Tier, lay_out
 from tolkit_formats.sizes import SharedShapes, table_bytes
 
-__all__ = ["Filled", "Shape", "fill_budget", "search_price", "size_at"]
+__all__ = [
+    "MOST_WALKS",
+    "Filled",
+    "Shape",
+    "fill_budget",
+    "search_price",
+    "size_at",
+    "smallest_bytes",
+]
 
-_WALKS = 6
+MOST_WALKS = 6
 _CLOSE = 0.02  # relative change of the price that another walk is not worth
 
 
@@ -57,7 +67,7 @@ def search_price(
     """
     price = 0.0
     fits: list[LayerFit] = []
-    for _ in range(_WALKS):
+    for _ in range(MOST_WALKS):
         fits = walk(price)
         fitting = _fitting_price(fits, shape, budget_bytes)
         if price and abs(math.log(fitting / price)) < _CLOSE:
@@ -108,6 +118,25 @@ def _filled(fits: Sequence[LayerFit], shape: Shape, record_bytes: int) -> Filled
         first_slot += rows
     size = table_bytes(tiers, _shapes(layers), mapped_vocab_size=shape.mapped_vocab_size)
     return Filled(layers, tuple(tiers), size)
+
+
+def smallest_bytes(shape: Shape, predictor_bits: int) -> int:
+    """Bytes under tables/ of the smallest bundle: means, predictions, records without codes."""
+    width = shape.hidden_size
+    codec = Bands(width, 0, (), (), (), 0)
+    shapes = dict(codec.shared_shapes())
+    if predictor_bits:
+        shapes |= Predictor(width, predictor_bits).shared_shapes()
+    tiers: list[Tier] = []
+    first_slot = 0
+    for index, rows in enumerate(shape.tier_rows):
+        planes = [(layer, replace(codec, tier=index)) for layer in shape.layers]
+        tiers.append(lay_out(planes, rows, index=index, first_slot=first_slot))
+        first_slot += rows
+    shared = {
+        shared_name(layer, name): array for layer in shape.layers for name, array in shapes.items()
+    }
+    return table_bytes(tiers, shared, mapped_vocab_size=shape.mapped_vocab_size)
 
 
 def _shapes(layers: Mapping[int, BandsLayer]) -> SharedShapes:

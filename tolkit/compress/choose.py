@@ -206,15 +206,14 @@ def _require_possible(alone: list[SetCost], wish: DropWish) -> None:
     """GateError when not even one layer can go."""
     if any(wish.allows(cost) for cost in alone):
         return
-    by_kl = wish.max_kl is not None
-    name, bound = ("max_kl", f"KL {wish.max_kl:g} nats") if by_kl else ("max_ppl_increase", "")
-    if wish.max_ppl_increase is not None:
-        bound = f"{100 * wish.max_ppl_increase:g} % of perplexity"
+    bound = wish.bound
+    assert bound is not None
+    by_kl = bound.metric == "kl_mean_nats"
     cheapest = min(alone, key=lambda c: (c.kl_nats if by_kl else c.ppl_increase).interval[1])
     kl, change = cheapest.kl_nats, cheapest.ppl_increase
     raise GateError(
-        f"{name}: no layer can go within {bound}; the cheapest, layer {cheapest.layers[0]}, costs "
-        f"KL {kl.value:.2g} +/- {kl.se:.1g} nats and {100 * change.value:+.3f} +/- "
-        f"{100 * change.se:.3f} % of perplexity",
+        f"{bound.name}: no layer can go within {bound.said()}; the cheapest, layer "
+        f"{cheapest.layers[0]}, costs KL {kl.value:.2g} +/- {kl.se:.1g} nats and "
+        f"{100 * change.value:+.3f} +/- {100 * change.se:.3f} % of perplexity",
         hint="the upper end of the 95 % interval must hold: raise the bound, or give more text",
     )
