@@ -1,8 +1,6 @@
 """The smallest bundle whose measured quality meets a bound.
 
-Every candidate is a real bundle, written and evaluated; nothing is predicted. Candidates lie in
-the work folder NAME.tol.search with a file of all measurements, which the same command, or the
-same with another bound, starts from.
+Every size that is tried is a real bundle, written and evaluated; nothing is predicted.
 """
 
 from __future__ import annotations
@@ -13,38 +11,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from tolkit import __version__
 from tolkit.bundling import BundleReport, Resources
-from tolkit.compress import CompressSpec, compress, compress_options, open_for
+from tolkit.compress import CompressSpec, compress_options, open_for
 from tolkit.compress.bound import Bound
 from tolkit.compress.fit_bands import floor_bytes
 from tolkit.compress.plan import plan_compress
 from tolkit.compress.search_sizes import next_size
+from tolkit.compress.workshop import Candidate, Workshop, workshop
 from tolkit.errors import GateError, TolError
 from tolkit.evaluate.judge import Judge
-from tolkit.evaluate.quality import append_quality
-from tolkit.measured import (
-    Measured,
-    Measurement,
-    content_digest,
-    load_measured,
-    recipe_digest,
-    save_measured,
-)
+from tolkit.measured import Measured, Measurement, recipe_digest
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.quality_log import RecordedMetric
-from tolkit_formats import files, open_bundle
-from tolkit_formats.writer import require_absent
 
-__all__ = ["Found", "Point", "SpecAt", "search_folder", "smallest_bundle"]
+__all__ = ["Found", "Point", "SpecAt", "smallest_bundle"]
 
 _TOP_BITS = 8.0
 _START_BITS = 1.0
 _LEAST_SHARE = 1e-3  # an interval that ends at or below 0 counts as this share of the bound
-_LOCK = "lock"
-_RECORDS = "measured.json"
 
 SpecAt = Callable[[int], CompressSpec]
 """The compression to a number of bytes; every other option is fixed."""
@@ -57,7 +43,7 @@ class Point:
     Attributes:
         budget_bytes: that was to be filled.     table_bytes, bits_per_value: what it took.
         holds: whether the bound does.
-        reused: whether an earlier measurement said so.
+        reused: whether an earlier measurement says so.
     """
 
     budget_bytes: int
@@ -89,11 +75,6 @@ class Found:
     elapsed_s: float
 
 
-def search_folder(out: Path) -> Path:
-    """Where candidates and measurements of a search for `out` lie."""
-    return out.with_name(out.name + ".search")
-
-
 def smallest_bundle(
     source_path: str | Path,
     out: str | Path,
@@ -111,175 +92,106 @@ def smallest_bundle(
 
     Args:
         spec_at: codec `bands` filling that many bytes.
-        judge: text and reference; two windows or more.
+        judge: text, two windows or more, and the reference.
         known: measurements of bundles of the same recipe, text and reference stand for theirs.
 
     Raises:
         GateError: not even the largest bundle meets it; measurements are kept.
         OutputExistsError, MismatchError, DataError, NonFiniteError, ResourceError.
     """
-    judge.require_two_windows()
     assert judge.reference is not None
-    out = Path(out)
-    resources = resources or Resources()
-    require_absent(out, force=resources.force)
-    work = search_folder(out)
-    files.claim_dir(work, _LOCK)
-    with files.lock(work / _LOCK):
-        search = _Search(
-            Path(source_path), work, spec_at, bound, judge, resources, progress or TqdmProgress()
-        )
-        search.learn(known or Measured())
-        found = search.run(out)
-        files.remove_tree(work)
-    return found
+    source_path, out = Path(source_path), Path(out)
+    resources, progress = resources or Resources(), progress or TqdmProgress()
+    with workshop(source_path, out, judge, known or Measured(), resources, progress) as shop:
+        return _Search(shop, spec_at, bound).run(out)
 
 
 class _Search:
-    def __init__(
-        self,
-        source_path: Path,
-        work: Path,
-        spec_at: SpecAt,
-        bound: Bound,
-        judge: Judge,
-        resources: Resources,
-        progress: Progress,
-    ) -> None:
-        self.source_path, self.work, self.judge, self.bound = source_path, work, judge, bound
-        self.resources, self.progress = resources, progress
-        self._history = {
-            **bound.to_history(),
-            "text": judge.setting.text_digest[:16],
-            "window": judge.setting.window_length,
-            "reference": str(judge.setting.reference)[:16],
-        }
-        self._spec_at = spec_at
-        self._entries: dict[int, Measurement] = {}
-        self._by_content: dict[str, Measurement] = {}
-        self._kept: dict[tuple[str, int | None], Measurement] = {}
-        self._made: dict[int, BundleReport] = {}
+    def __init__(self, shop: Workshop, spec_at: SpecAt, bound: Bound) -> None:
+        self.shop, self.bound, self._spec_at = shop, bound, spec_at
+        self._made: dict[int, Candidate] = {}
         self._points: dict[int, Point] = {}
-        self._fresh: set[int] = set()
+        self._evaluations = 0
         self._started_s = time.perf_counter()
         spec = self._spec(1)
-        source, counts_V, calibration = open_for(source_path, spec)
-        self.values = source.vocab_size * source.num_layers * source.hidden_size
-        self.floor = floor_bytes(source, plan_compress(source, spec), counts_V)
-        self.recipe = recipe_digest(
+        source, counts_V, calibration = open_for(shop.source_path, spec)
+        self._values = source.vocab_size * source.num_layers * source.hidden_size
+        self._floor = floor_bytes(source, plan_compress(source, spec), counts_V)
+        self._recipe = recipe_digest(
             compress_options(spec, counts_V is not None, calibration),
             sources=source.sources(),
             parent=source.identity,
             counts_V=source.token_counts_V,
             tool=f"tolkit {__version__}",
         )
-
-    def learn(self, known: Measured) -> None:
-        """Take over what an interrupted run left, and the measurements given."""
-        for left in files.list_dir(self.work):
-            if left.is_dir() and not left.name.endswith(".partial"):
-                files.remove_tree(left)
-        records = self.work / _RECORDS
-        if self.resources.restart:
-            files.unlink(records)
-        own = load_measured(records) if records.exists() else Measured()
-        for entry in (*known.bundles, *own.bundles):
-            if entry.fits(self.judge.setting, self.judge.dtype):
-                self._remember(entry)
+        for entry in shop.known:
+            if entry.recipe == self._recipe and entry.budget_bytes is not None:
+                self._points[entry.budget_bytes] = self._point(entry, reused=True)
 
     def run(self, out: Path) -> Found:
         """All sizes, then publish."""
-        while True:
-            chosen = self._search()
-            # Only measured before: it has to be made, and may turn out to be another bundle.
-            if chosen.budget_bytes not in self._made and not self._make(chosen.budget_bytes):
-                continue
-            report = self._made[chosen.budget_bytes]
-            folder = self._folder(chosen.budget_bytes)
-            record = {**self._entries[chosen.budget_bytes].quality, "bundle": report.identity}
-            append_quality(folder, record, self.progress)
-            files.publish_dir(folder, out, force=self.resources.force)
-            return Found(
-                self.bound,
-                tuple(self._points.values()),
-                chosen,
-                dataclasses.replace(report, path=out),
-                len(self._fresh),
-                time.perf_counter() - self._started_s,
-            )
+        self._try_sizes()
+        chosen = self._best()
+        while chosen is not None and chosen.budget_bytes not in self._made:
+            # Known from a file: it has to be made, and is judged by what it turns out to be.
+            self._make(chosen.budget_bytes)
+            self._try_sizes()
+            chosen = self._best()
+        if chosen is None:
+            raise self._unreachable()
+        report = self.shop.publish(self._made[chosen.budget_bytes], out)
+        elapsed_s = time.perf_counter() - self._started_s
+        points = tuple(self._points.values())
+        return Found(self.bound, points, chosen, report, self._evaluations, elapsed_s)
 
-    def _search(self) -> Point:
-        """Measure sizes until none is left to try; the smallest that holds."""
-        top = max(self.floor, int(_TOP_BITS * self.values / 8))
-        start = int(_START_BITS * self.values / 8)
-        for budget in sorted(self._entries):
-            self._points.setdefault(budget, self._point(budget))
+    def _try_sizes(self) -> None:
+        """Measure sizes until none is left to try; keep the one that would be published."""
+        top = max(self._floor, int(_TOP_BITS * self._values / 8))
+        start = int(_START_BITS * self._values / 8)
         while True:
             # What a bundle leaves of its budget is no room for a smaller one.
             excess = {
                 p.table_bytes if p.holds else p.budget_bytes: self._excess(p)
                 for p in self._points.values()
             }
-            size = next_size(excess, floor=self.floor, top=top, start=start)
+            size = next_size(excess, floor=self._floor, top=top, start=start)
             if size is None:
-                break
+                return
             self._make(size)
-            self._points[size] = self._point(size)
-            self._tidy()
-        holding = [p for p in self._points.values() if p.holds]
-        if not holding:
-            raise self._unreachable()
-        return min(holding, key=lambda p: (p.table_bytes, p.budget_bytes))
 
-    def _make(self, budget: int) -> bool:
-        """Write one candidate and see to its measurement; whether what was known still stands."""
-        folder = self._folder(budget)
-        label = f"{8 * budget / self.values:.3f} bits/value"
-        progress = _Labelled(self.progress, label)
-        self._made[budget] = compress(
-            self.source_path,
-            folder,
+    def _make(self, budget: int) -> None:
+        """Write and measure one candidate."""
+        made = self.shop.make(
+            f"size-{budget}",
             self._spec(budget),
-            resources=Resources(self.resources.threads),
-            progress=progress,
+            f"{8 * budget / self._values:.3f} bits/value",
+            self._recipe,
+            budget,
         )
-        manifest = open_bundle(folder).manifest
-        content = content_digest(manifest)
-        before = self._entries.get(budget)
-        if before is not None and before.content == content:
-            return True
-        known = self._by_content.get(content)
-        if known is None:
-            (quality,) = self.judge.records([folder], progress)
-            self._fresh.add(budget)
-        else:
-            quality = {**known.quality, "bundle": manifest.identity}
-        self._remember(Measurement.of(content, self.recipe, budget, quality))
-        save_measured(self.work / _RECORDS, Measured(tuple(self._kept.values())))
-        if before is not None:
-            self._points[budget] = self._point(budget)
-        return before is None
+        self._evaluations += made.fresh
+        self._made[budget] = made
+        self._points[budget] = self._point(made.measured, reused=not made.fresh)
+        best = self._best()
+        for other in [b for b in self._made if best is None or b != best.budget_bytes]:
+            self.shop.discard(self._made.pop(other))
 
-    def _remember(self, entry: Measurement) -> None:
-        self._by_content[entry.content] = entry
-        self._kept[entry.content, entry.budget_bytes] = entry
-        if entry.recipe == self.recipe and entry.budget_bytes is not None:
-            self._entries[entry.budget_bytes] = entry
+    def _best(self) -> Point | None:
+        holding = [p for p in self._points.values() if p.holds]
+        return min(holding, key=lambda p: (p.table_bytes, p.budget_bytes), default=None)
 
-    def _point(self, budget: int) -> Point:
-        record = self._entries[budget].record
-        metrics = record.metrics
-        upper = metrics[self.bound.metric].high
+    def _point(self, entry: Measurement, *, reused: bool) -> Point:
+        record, metrics = entry.record, entry.record.metrics
+        assert entry.budget_bytes is not None
         assert record.table_bytes is not None and record.bits_per_value is not None
         return Point(
-            budget,
+            entry.budget_bytes,
             record.table_bytes,
             record.bits_per_value,
             metrics["kl_mean_nats"],
             metrics["ppl_increase"],
             metrics["ppl_token"],
-            self.bound.holds(upper),
-            budget not in self._fresh,
+            self.bound.holds(metrics[self.bound.metric].high),
+            reused,
         )
 
     def _excess(self, point: Point) -> float:
@@ -288,20 +200,16 @@ class _Search:
             return math.inf
         return math.log(max(metric.high / self.bound.limit, _LEAST_SHARE))
 
-    def _tidy(self) -> None:
-        """Keep only the candidate that would be published now."""
-        holding = [p for p in self._points.values() if p.holds]
-        best = min(holding, key=lambda p: (p.table_bytes, p.budget_bytes), default=None)
-        for budget in [b for b in self._made if best is None or b != best.budget_bytes]:
-            files.remove_tree(self._folder(budget))
-            del self._made[budget]
-
-    def _folder(self, budget: int) -> Path:
-        return self.work / f"size-{budget}.tol"
-
     def _spec(self, budget: int) -> CompressSpec:
+        setting = self.shop.judge.setting
+        reason = {
+            **self.bound.to_history(),
+            "text": setting.text_digest[:16],
+            "window": setting.window_length,
+            "reference": str(setting.reference)[:16],
+        }
         spec = self._spec_at(budget)
-        return dataclasses.replace(spec, chosen_by={**spec.chosen_by, **self._history})
+        return dataclasses.replace(spec, chosen_by={**spec.chosen_by, **reason})
 
     def _unreachable(self) -> TolError:
         best = min(self._points.values(), key=self._excess)
@@ -312,18 +220,5 @@ class _Search:
             f"{kl.value:.2g} +/- {kl.se:.1g} nats and {100 * change.value:+.3f} +/- "
             f"{100 * change.se:.3f} % of perplexity",
             hint="the upper end of the 95 % interval must hold: raise the bound, or give more "
-            f"text; what was measured is kept in {self.work / _RECORDS}",
+            f"text; what was measured is kept in {self.shop.records}",
         )
-
-
-class _Labelled:
-    """Progress whose tasks say which candidate they are for."""
-
-    def __init__(self, progress: Progress, label: str) -> None:
-        self._progress, self._label = progress, label
-
-    def task(self, label: str, total: float, unit: str) -> Any:
-        return self._progress.task(f"{self._label}: {label}", total, unit)
-
-    def warn(self, message: str) -> None:
-        self._progress.warn(message)
