@@ -111,7 +111,7 @@ def compress_options(
     }
     if spec.into is not None:
         options["into"] = [spec.into[layer] for layer in spec.drop]
-    if spec.bands is not None:
+    if spec.codec == "bands" and spec.bands is not None:
         options |= {
             "bits_per_value": spec.bits_per_value,
             "budget_bytes": spec.budget_bytes,
