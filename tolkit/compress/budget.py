@@ -47,11 +47,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Filled:
-    """A budget, filled: everything to store, and exactly how large it will be."""
+    """A budget, filled: everything to store, and exactly how large it will be.
+
+    walks: that the search for the price took.
+    """
 
     layers: Mapping[int, BandsLayer]
     tiers: tuple[Tier, ...]
     table_bytes: int
+    walks: int = 0
 
 
 def search_price(

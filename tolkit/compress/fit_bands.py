@@ -108,7 +108,7 @@ def fit_bands(
             fits = _walk(job, _all_rows(job, work), None, price, task)
         for path in work.glob("bands-*.f16"):
             unlink(path)
-    return fill_budget(fits, shape, plan.table_bytes)
+    return replace(fill_budget(fits, shape, plan.table_bytes), walks=walks)
 
 
 def floor_bytes(
