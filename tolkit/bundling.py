@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,7 @@ from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
 from tolkit.compress.encode import PlaneError, Shared, encode_rows
 from tolkit.compress.fit_bands import filled_plan, fit_bands
 from tolkit.compress.plan import EncodePlan, PlanePlan, nominal_bits
+from tolkit.compress.resolve import WorkingArrays
 from tolkit.parallel import block_pool
 from tolkit.progress import Progress, SilentProgress
 from tolkit.sources import TableSource
@@ -144,7 +146,7 @@ def write_bundle(
         if plan.bands is not None:
             filled = fit_bands(source, plan, weights_V, calibration, writer.work, pool, progress)
             plan = filled_plan(plan, filled)
-            shared: Shared = {layer: decided.working for layer, decided in filled.layers.items()}
+            shared: Shared = WorkingArrays(filled.layers)
             stored = _named({layer: decided.stored for layer, decided in filled.layers.items()})
         else:
             shared = fit_bases(source, plan, weights, writer, pool, progress)
@@ -203,9 +205,17 @@ def dry_run(
     """
     if plan.bands is not None:
         with block_pool((resources or Resources()).threads) as pool:
-            filled = fit_bands(
-                source, plan, weights_V, calibration, None, pool, progress or SilentProgress()
-            )
+            with tempfile.TemporaryDirectory(prefix="tolkit-") as work:
+                filled = fit_bands(
+                    source,
+                    plan,
+                    weights_V,
+                    calibration,
+                    Path(work),
+                    pool,
+                    progress or SilentProgress(),
+                    sample_only=True,
+                )
         plan = filled_plan(plan, filled)
     values = source.vocab_size * source.num_layers * source.hidden_size
     return BundleReport(

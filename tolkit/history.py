@@ -7,6 +7,7 @@ lineage. Records on different texts or windows are never put into one column.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from tolkit_formats.manifest import Manifest
 from tolkit_formats.manifest_rules import parse_manifest
 
 __all__ = ["Lineage", "Step", "history_of", "options_text"]
+
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -89,9 +92,17 @@ def history_of(
 
 
 def options_text(options: Mapping[str, Any]) -> str:
-    """What was decided, without what is the default: ``rank 50%, codec nf4, no feedback``."""
+    """What was decided, without what is the default: ``rank 50%, codec nf4, no feedback``.
+
+    Digests are cut short, and groups of numbers left to the manifest.
+    """
     parts = []
     for name, value in options.items():
+        if isinstance(value, Mapping):
+            continue
+        if isinstance(value, str) and _DIGEST.fullmatch(value):
+            parts.append(f"{name} {value[:12]}")
+            continue
         if value is False:
             parts.append(f"no {name}")
         elif value is not None and value is not True and value != [] and value != "counts":

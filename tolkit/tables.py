@@ -94,6 +94,7 @@ class Runnable:
         rows: None where the model computes its own FFNs.
         sources: digests of what the tables come from; None for dense checkpoints.
         adjust: as `tolkit.evaluate.Runnable` says; None as loaded.
+        healed: a bundle whose backbone was trained around its tables (tol train --freeze-tables).
     """
 
     path: Path
@@ -106,6 +107,7 @@ class Runnable:
     table_bytes: int | None = None
     bits_per_value: float | None = None
     adjust: Adjust | None = None
+    healed: bool = False
 
 
 def load_runnable(path: str | Path) -> Runnable:
@@ -182,6 +184,7 @@ def _from_bundle(path: Path) -> Runnable:
         sources=manifest.sources,
         table_bytes=bundle.table_bytes,
         bits_per_value=bundle.bits_per_value,
+        healed=any(step.command == "train" for step in manifest.history),
     )
 
 
@@ -213,7 +216,7 @@ def require_partners(bundle: Runnable, reference: Runnable) -> None:
     """MismatchError unless `reference` holds the very weights the bundle's tables came from.
 
     Compares source digests (config, tokenizer, embedding, each layer's norm and FFN), and the
-    weights of the backbone one by one.
+    weights of the backbone one by one, which differ in a healed bundle.
     """
     ours, theirs = bundle.sources, reference.sources
     where = f"{reference.path}: is not the checkpoint {bundle.path} was built from"
@@ -238,4 +241,10 @@ def require_partners(bundle: Runnable, reference: Runnable) -> None:
     for name, weight in bundle.model.state_dict().items():
         other = theirs_by_name[name]
         if not torch.equal(weight.float(), other.float()):
+            if bundle.healed:
+                raise MismatchError(
+                    f"{reference.path}: {bundle.path} was healed: its tables are of this "
+                    f"checkpoint, its backbone was trained further (another {name})",
+                    hint="add --other-reference to measure the healed model against it",
+                )
             raise MismatchError(f"{where}: another {name}", hint=hint)

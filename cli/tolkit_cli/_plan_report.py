@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["show_plan"]
 
 _PARTS = ("records", "bases", "predictors", "scales", "slots", "checksums")
+_TITLES = {"checksums": "checksums, headers"}
 _LAYERS = (
     Column("bits_per_value", "bits/value", lambda value: f"{value:.4f}"),
     Column("layer", "layer"),
@@ -58,7 +59,7 @@ def _size_columns() -> list[Column]:
     return [
         Column("bits_per_value", "bits/value", lambda value: f"{value:.4f}"),
         Column("bytes", "tables", bytes_text),
-        *(Column(f"{part}_bytes", part, bytes_text) for part in _PARTS),
+        *(Column(f"{part}_bytes", _TITLES.get(part, part), bytes_text) for part in _PARTS),
         Column("time_s", "time", duration_text),
         Column("memory_bytes", "memory", bytes_text),
         Column("scratch_bytes", "scratch", bytes_text),

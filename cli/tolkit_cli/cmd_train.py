@@ -1,157 +1,54 @@
-"""`tol train`: a model from text."""
+"""`tol train`: a model from text, or a bundle's backbone around its tables."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING
 
 from tolkit_cli._command import command
 from tolkit_cli._options import (
-    INPUT,
-    MODEL,
-    OUTPUT,
-    RESOURCES,
-    WHAT,
     DataArgument,
     DeviceOption,
+    DryRunOption,
     ForceOption,
     OutOption,
     RestartOption,
-    option,
 )
 from tolkit_cli._output import Output
-from tolkit_cli._units import count_text
+from tolkit_cli._train_options import (
+    ArchOption,
+    BatchOption,
+    BetaOption,
+    CacheOption,
+    DistillOption,
+    DistillWeightOption,
+    DtypeOption,
+    EvalEveryOption,
+    FreezeEmbeddingsOption,
+    FreezeTablesOption,
+    HiddenOption,
+    InitOption,
+    LayersOption,
+    LearningRateOption,
+    MicroOption,
+    MinutesOption,
+    PresetOption,
+    SaveEveryOption,
+    SeedOption,
+    SequenceOption,
+    StepsOption,
+    TokenizerOption,
+    TokensOption,
+    UntiedOption,
+    ValidOption,
+    VocabOption,
+    WarmupOption,
+)
+from tolkit_cli._units import bytes_text, count_text
+
+if TYPE_CHECKING:
+    from tolkit.train import HeldOut, TrainPlan, TrainReport
 
 __all__ = ["train"]
-
-ValidOption = Annotated[
-    list[str] | None,
-    option(
-        INPUT,
-        "--valid",
-        metavar="TEXT",
-        help="Text to measure on. [default: the end of DATA, held out] Repeatable.",
-    ),
-]
-TokenizerOption = Annotated[
-    Path | None,
-    option(
-        INPUT,
-        "--tokenizer",
-        metavar="PATH",
-        help="A tokenizer.json or its folder. [default: train one on DATA]",
-    ),
-]
-InitOption = Annotated[
-    Path | None,
-    option(
-        INPUT,
-        "--init",
-        metavar="CKPT",
-        help="Go on from this checkpoint; it fixes model and tokenizer.",
-    ),
-]
-CacheOption = Annotated[
-    Path | None,
-    option(INPUT, "--cache", metavar="DIR", help="Keep encoded text here for other runs."),
-]
-ArchOption = Annotated[
-    Literal["memory", "flex", "dense"] | None,
-    option(
-        MODEL,
-        "--arch",
-        metavar="NAME",
-        help="memory: all FFNs token-wise; flex: a part; dense: none. [default: memory]",
-    ),
-]
-PresetOption = Annotated[
-    Literal["tiny", "250m", "750m", "1b"],
-    option(MODEL, "--preset", metavar="NAME", help="Shape: tiny, 250m, 750m or 1b."),
-]
-BetaOption = Annotated[
-    int | None,
-    option(
-        MODEL,
-        "--beta",
-        metavar="1|2|3",
-        min=1,
-        max=3,
-        help="flex: share of the FFN that sees the context. [default: 3]",
-    ),
-]
-VocabOption = Annotated[
-    int | None,
-    option(MODEL, "--vocab-size", metavar="V", help="Tokens. [default: the preset's; tiny 4096]"),
-]
-LayersOption = Annotated[
-    int | None, option(MODEL, "--layers", metavar="L", help="Instead of the preset's.")
-]
-HiddenOption = Annotated[
-    int | None, option(MODEL, "--hidden-size", metavar="D", help="Instead of the preset's.")
-]
-UntiedOption = Annotated[bool, option(MODEL, "--untied", help="Give the head weights of its own.")]
-StepsOption = Annotated[
-    int | None,
-    option(WHAT, "--steps", metavar="N", help="Length in steps. [default: the preset's]"),
-]
-TokensOption = Annotated[
-    int | None, option(WHAT, "--tokens", metavar="N", help="Length in tokens.")
-]
-MinutesOption = Annotated[
-    float | None,
-    option(WHAT, "--minutes", metavar="M", help="Length in minutes, turned into steps by timing."),
-]
-SequenceOption = Annotated[
-    int | None,
-    option(WHAT, "--sequence", metavar="T", help="Tokens of a window. [default: tiny 128]"),
-]
-BatchOption = Annotated[
-    int | None,
-    option(WHAT, "--batch", metavar="N", help="Windows of a step. [default: tiny 16]"),
-]
-LearningRateOption = Annotated[
-    float | None,
-    option(
-        WHAT,
-        "--learning-rate",
-        "--lr",
-        metavar="X",
-        help="Peak learning rate. [default: tiny 0.003]",
-    ),
-]
-WarmupOption = Annotated[
-    int | None, option(WHAT, "--warmup-steps", metavar="N", help="Steps up to the peak.")
-]
-SeedOption = Annotated[
-    int, option(WHAT, "--seed", metavar="N", help="Of weights and of the order of the text.")
-]
-EvalEveryOption = Annotated[
-    int | None, option(WHAT, "--eval-every", metavar="N", help="Steps between measurements.")
-]
-MicroOption = Annotated[
-    int | None,
-    option(
-        RESOURCES,
-        "--micro-batch",
-        metavar="N",
-        help="Windows in memory at once. [default: the batch, or the preset's]",
-    ),
-]
-DtypeOption = Annotated[
-    Literal["auto", "float32", "bfloat16"],
-    option(
-        RESOURCES,
-        "--dtype",
-        metavar="NAME",
-        help="auto (bfloat16 where it is faster), float32 or bfloat16; sums stay float32.",
-    ),
-]
-SaveEveryOption = Annotated[
-    int,
-    option(
-        OUTPUT, "--save-every", metavar="N", help="Steps between saved states; 0 = every 2 minutes."
-    ),
-]
 
 
 @command(
@@ -160,6 +57,7 @@ SaveEveryOption = Annotated[
     examples=[
         "tol train stdlib -o ckpt --minutes 1",
         "tol train 'text/*.txt' -o flex --arch flex --beta 1 --vocab-size 512 --steps 20",
+        "tol train stdlib -o healed.tol --init small.tol --freeze-tables --distill ckpt --steps 50",
     ],
     next_step="tol build CKPT -o B.tol.",
     resumable=True,
@@ -171,14 +69,18 @@ def train(
     valid: ValidOption = None,
     tokenizer: TokenizerOption = None,
     init: InitOption = None,
+    distill: DistillOption = None,
     cache_dir: CacheOption = None,
     arch: ArchOption = None,
-    preset: PresetOption = "tiny",
+    preset: PresetOption = None,
     beta: BetaOption = None,
     vocab_size: VocabOption = None,
     layers: LayersOption = None,
     hidden_size: HiddenOption = None,
     untied: UntiedOption = False,
+    freeze_tables: FreezeTablesOption = False,
+    freeze_embeddings: FreezeEmbeddingsOption = False,
+    distill_weight: DistillWeightOption = None,
     steps: StepsOption = None,
     tokens: TokensOption = None,
     minutes: MinutesOption = None,
@@ -192,19 +94,26 @@ def train(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     save_every: SaveEveryOption = 0,
+    dry_run: DryRunOption = False,
     force: ForceOption = False,
     restart: RestartOption = False,
 ) -> None:
-    """Train a MemoryLLM from text.
+    """Train a MemoryLLM from text, or heal one around its tables.
 
     Reads text, trains a tokenizer unless one is given, and writes a checkpoint folder: weights,
     tokenizer and token counts. The text is not changed. The tiny preset takes a few minutes on
     two CPU cores; the others are the paper's sizes and want a GPU.
 
+    --init B.tol --freeze-tables heals a compressed bundle: it reads the bundle, trains all but the
+    tables for minutes so that the model makes up for what they lost, and writes a new bundle with
+    the very same tables (hard links where it can) and a new backbone. With --distill CKPT, the
+    checkpoint B.tol came from, it learns that model's answers, which brings it closer than text.
+    --init CKPT --freeze-tables keeps embedding, memory norms and FFNs, and writes a checkpoint.
+
     Give at most one of --steps, --tokens and --minutes. The same command continues an interrupted
-    run exactly where it stopped; train_log.jsonl in the result holds the loss of every step.
+    run exactly where it stopped; train_log.jsonl in a checkpoint holds the loss of every step.
     """
-    from tolkit.train import TrainSpec
+    from tolkit.train import TrainSpec, plan_run
     from tolkit.train import train as run
 
     spec = TrainSpec(
@@ -220,6 +129,10 @@ def train(
         tie=not untied,
         tokenizer=tokenizer,
         init=init,
+        freeze_tables=freeze_tables,
+        freeze_embeddings=freeze_embeddings,
+        distill=distill,
+        distill_weight=distill_weight,
         steps=steps,
         tokens=tokens,
         minutes=minutes,
@@ -238,23 +151,70 @@ def train(
         restart=restart,
     )
     out.record("inputs", data=data, valid=valid, tokenizer=tokenizer, init=init)
-    report = run(spec, out.progress())
-    out.field("outputs", "checkpoint", report.out)
-    size = f"{report.architecture}, {count_text(report.parameters)} parameters"
-    out.field("metrics", "parameters", report.parameters, "model", size)
+    out.record("inputs", distill=distill)
+    if dry_run:
+        _show_plan(out, plan_run(spec))
+        return
+    _show_report(out, run(spec, out.progress()))
+
+
+def _show_plan(out: Output, plan: TrainPlan) -> None:
+    out.record("outputs", dry_run=True, kind=plan.kind)
+    size = bytes_text(plan.size_bytes)
+    out.field("outputs", "bytes", plan.size_bytes, f"{plan.kind} size", f"{size} predicted")
+    _show_model(out, plan.architecture, plan.parameters, plan.trained_parameters)
+    budget = f"{plan.steps:,} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
+    text = f"{budget} of {plan.batch} windows of {plan.sequence} tokens"
+    out.field("metrics", "steps", plan.steps, "length", text)
+    if plan.steps is None:
+        out.field("metrics", "minutes", plan.minutes, "length", text)
+    out.record("metrics", batch=plan.batch, sequence=plan.sequence)
+    out.field("metrics", "learning_rate", plan.learning_rate, "learning rate")
+    out.field("metrics", "distill_weight", plan.distill_weight, "share of distill")
+    out.field("metrics", "work_folder", plan.unfinished, "continues")
+    out.quiet_value(plan.size_bytes)
+
+
+def _show_model(out: Output, architecture: str, parameters: int, trained: int) -> None:
+    size = f"{architecture}, {count_text(parameters)} parameters"
+    if trained != parameters:
+        size += f", {count_text(trained)} of them trained"
+    out.field("metrics", "parameters", parameters, "model", size)
+    out.record("metrics", architecture=architecture, trained_parameters=trained)
+
+
+def _show_report(out: Output, report: TrainReport) -> None:
+    out.field("outputs", "bundle" if report.identity else "checkpoint", report.out)
+    out.record("outputs", identity=report.identity)
+    _show_model(out, report.architecture, report.parameters, report.trained_parameters)
     done = f"{report.steps:,} steps, {count_text(report.tokens)} tokens"
     out.field("metrics", "steps", report.steps, "trained", done)
-    out.record("metrics", tokens=report.tokens, architecture=report.architecture)
-    out.record("metrics", vocab_size=report.vocab_size, resumed_step=report.resumed_step)
+    out.record("metrics", tokens=report.tokens, vocab_size=report.vocab_size)
+    out.record("metrics", resumed_step=report.resumed_step)
+    rate = report.learning_rate
+    out.field("metrics", "learning_rate", rate, "learning rate", f"{rate:g} at its peak")
     loss = f"{report.train_loss:.4f} nats a token"
     out.field("metrics", "train_loss_nats", report.train_loss, "training loss", loss)
-    held = report.held_out
-    if held is not None:
-        text = f"{held.loss:.4f} +/- {held.loss_se:.4f} nats, perplexity {held.perplexity:.2f}"
-        out.field("metrics", "held_out_loss_nats", held.loss, "held-out loss", text)
-        out.record("metrics", held_out_loss_nats_se=held.loss_se, held_out_tokens=held.tokens)
-        out.record("metrics", held_out_perplexity=held.perplexity)
+    if report.before is not None:
+        _show_held_out(out, report.before, "before_", "held-out loss before")
+    if report.held_out is not None:
+        _show_held_out(out, report.held_out, "", "held-out loss")
     speed = f"{count_text(report.tokens_per_s)} tokens/s, {report.device}, {report.dtype}"
     out.field("metrics", "tokens_per_s", report.tokens_per_s, "speed", speed)
     out.record("metrics", device=report.device, dtype=report.dtype, elapsed_s=report.elapsed_s)
     out.quiet_value(report.out)
+
+
+def _show_held_out(out: Output, held: HeldOut, prefix: str, title: str) -> None:
+    text = f"{held.loss:.4f} +/- {held.loss_se:.4f} nats, perplexity {held.perplexity:.2f}"
+    if held.kl is not None:
+        text += f", KL {held.kl:.5f}"
+    out.field("metrics", f"{prefix}held_out_loss_nats", held.loss, title, text)
+    facts = {
+        "loss_nats_se": held.loss_se,
+        "tokens": held.tokens,
+        "perplexity": held.perplexity,
+        "kl_nats": held.kl,
+    }
+    named = {f"{prefix}held_out_{name}": value for name, value in facts.items()}
+    out.record("metrics", **{name: value for name, value in named.items() if value is not None})

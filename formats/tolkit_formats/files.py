@@ -32,6 +32,7 @@ __all__ = [
     "bytes_view",
     "claim_dir",
     "fsync_dir",
+    "link_or_copy",
     "list_dir",
     "lock",
     "make_dir",
@@ -53,6 +54,8 @@ __all__ = [
 Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
 FaultHook = Callable[[str, str], None]
 
+_COPY_BYTES = 1 << 20
+
 _fault_hook: FaultHook | None = None
 
 # What the environment, not the user's input, is to blame for.
@@ -62,8 +65,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def set_fault_hook(hook: FaultHook | None) -> None:
     """Call `hook(operation, path)` before and after every I/O call (tests only); None removes it.
 
-    Operations: open, write, write-half (half of a buffer is out), fsync, replace, unlink, mkdir,
-    fsync-dir, map, read; each again with the suffix ``-done`` afterwards.
+    Operations: open, write, write-half (half of a buffer is out), fsync, replace, link, unlink,
+    mkdir, fsync-dir, map, read; each again with the suffix ``-done`` afterwards.
     """
     global _fault_hook
     _fault_hook = hook
@@ -208,6 +211,25 @@ def unlink(path: Path) -> None:
     """Remove one file; a missing one is fine."""
     with _operation("unlink", path):
         Path(path).unlink(missing_ok=True)
+
+
+def link_or_copy(source: Path, destination: Path) -> None:
+    """Give a published file, which nobody writes to again, a second name; or copy it.
+
+    Where the file system has no hard links, or the two lie on different ones, the bytes are
+    copied and fsynced.
+    """
+    with _operation("link", destination):
+        try:
+            os.link(source, destination, follow_symlinks=False)
+            return
+        except FileNotFoundError:
+            raise
+        except OSError:
+            pass
+    with FileWriter(destination, expected_bytes=require_regular(source)) as writer:
+        for chunk in read_chunks(source, _COPY_BYTES):
+            writer.write(chunk)
 
 
 def make_dir(path: Path) -> None:

@@ -224,3 +224,42 @@ def test_train_reports_the_model_and_refuses_two_budgets(
     assert (tmp_path / "m" / "model.safetensors").is_file()
     failed = result_of(capsys, *command[:3], tmp_path / "n", "--steps", 2, "--tokens", 9, code=2)
     assert failed["error"]["message"].startswith("budget: ")
+
+
+def test_train_heals_a_bundle_around_its_tables(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small.tol"
+    result_of(capsys, "compress", work / "ckpt", "-o", small, "--rank", "8", "--bits", "4")
+    healed = tmp_path / "healed.tol"
+    command = ["train", work / "text.txt", "-o", healed, "--init", small, "--batch", "2"]
+    command += ["--sequence", "16", "--steps", "3", "--distill", work / "ckpt"]
+    failed = result_of(capsys, *command, code=2)
+    assert failed["error"]["message"].startswith("--init: ")
+    command.append("--freeze-tables")
+    planned = result_of(capsys, *command, "--dry-run")
+    assert planned["outputs"]["dry_run"] and planned["metrics"]["learning_rate"] == 3e-4
+    assert not healed.exists()
+    result = result_of(capsys, *command)
+    assert result["outputs"]["bundle"] == str(healed)
+    metrics = result["metrics"]
+    assert metrics["held_out_kl_nats"] != metrics["before_held_out_kl_nats"]
+    assert metrics["held_out_loss_nats"] != metrics["before_held_out_loss_nats"]
+    assert result_of(capsys, "verify", healed)["metrics"]["verdict"] == "ok"
+    assert result_of(capsys, *command, code=2)["error"]["type"] == "OutputExistsError"
+    score = ["eval", healed, "--reference", work / "ckpt", "--data", work / "text.txt"]
+    refused = result_of(capsys, *score, code=5)
+    assert "was healed" in refused["error"]["message"]
+    assert "--other-reference" in refused["error"]["hint"]
+    assert result_of(capsys, *score, "--other-reference")["metrics"]["kl_mean_nats"]["value"] > 0
+
+
+def test_train_refuses_a_teacher_with_other_tokens(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher = pico_checkpoint(tmp_path / "teacher", vocab_size=97, counts=False)
+    command = ["train", work / "text.txt", "-o", tmp_path / "h.tol", "--init", work / "full.tol"]
+    options = ["--freeze-tables", "--distill", teacher, "--steps", "1"]
+    failed = result_of(capsys, *command, *options, code=5)
+    assert failed["error"]["message"].startswith("--distill: ")
+    assert not (tmp_path / "h.tol").exists()

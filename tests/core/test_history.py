@@ -221,6 +221,7 @@ def test_a_bundle_named_by_dots_finds_its_siblings(
         (COMMANDS[0][1], "dtype f16"),
         (COMMANDS[1][1], "codec nf4, rank 50%"),
         (COMMANDS[2][1], "layers 0,2, no fold"),
+        ({"steps": 5, "data": "0a" * 32, "recipe": {"batch": 8}}, "steps 5, data 0a0a0a0a0a0a"),
         ({}, ""),
     ],
 )

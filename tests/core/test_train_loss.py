@@ -31,7 +31,7 @@ def inputs(positions: int, vocabulary: int = 37) -> tuple[torch.Tensor, ...]:
 def test_values_and_gradients_equal_whole_logits(
     positions: int, z_weight: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "_CHUNK_POSITIONS", 7)
+    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", 7)
     hidden, head, targets = inputs(positions)
     found = lm_loss(hidden, head, targets, z_weight=z_weight, scale=0.25)
     (3.0 * found.total).backward()
@@ -81,7 +81,7 @@ class Largest(TorchDispatchMode):
 def test_logits_of_one_chunk_only_are_alive(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loss_module, "_CHUNK_POSITIONS", 9)
+    monkeypatch.setattr(loss_module, "CHUNK_POSITIONS", 9)
     hidden, head, targets = inputs(40)
     with Largest() as largest:
         lm_loss(hidden, head, targets, dtype=dtype).total.backward()

@@ -337,7 +337,7 @@ def test_partners_that_do_not_fit(spec: TrainSpec, tmp_path: Path, text: Path) -
     wrong = replace(base, out=tmp_path / "wrong")
     with pytest.raises(MismatchError, match="not the tokenizer of the init checkpoint"):
         quiet(replace(wrong, tokenizer=tmp_path / "other"))
-    with pytest.raises(MismatchError, match=r"^layers: 5 asked for"):
+    with pytest.raises(UsageError, match=r"^layers: 5 asked for"):
         quiet(replace(wrong, layers=5))
     with pytest.raises(MismatchError, match="reads at most 64 positions"):
         quiet(replace(wrong, sequence=65))

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tolkit.errors import MismatchError, UsageError
+from tolkit.errors import UsageError
 from tolkit.model import preset
-from tolkit.train.spec import RECIPES, TrainSpec, check_init, model_config, recipe_of
+from tolkit.train.shape import check_init, model_config
+from tolkit.train.spec import RECIPES, TrainSpec, recipe_of
 
 OUT = Path("out")
 
@@ -102,6 +103,12 @@ def test_shapes_that_make_no_model(options: dict[str, object], said: str) -> Non
 )
 def test_an_init_checkpoint_fixes_the_model(options: dict[str, object]) -> None:
     (name,) = options
-    with pytest.raises(MismatchError, match=f"^{name}: "):
+    with pytest.raises(UsageError, match=f"^{name}: "):
         check_init(TrainSpec(OUT, **options), preset("tiny", "memory"))  # type: ignore[arg-type]
     check_init(TrainSpec(OUT, arch="memory", layers=8), preset("tiny", "memory"))
+
+
+def test_a_preset_that_is_not_the_init_model_is_refused() -> None:
+    check_init(TrainSpec(OUT, preset="tiny"), preset("tiny", "flex"))
+    with pytest.raises(UsageError, match=r"^preset: 250m has 24 layers of width 960"):
+        check_init(TrainSpec(OUT, preset="250m"), preset("tiny", "memory"))

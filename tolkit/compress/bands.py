@@ -10,7 +10,7 @@ exactly with the variances of the last walk (see `allocate`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tolkit.compress.allocate import LayerNeed, widths_at
 from tolkit.compress.gram import GramAccumulator
-from tolkit.compress.lloyd import lloyd_max
+from tolkit.compress.lloyd import gaussian_codebook, lloyd_max
 from tolkit.compress.tiers import TierRange
 from tolkit.compress.transform import (
     Metric,
@@ -36,7 +36,7 @@ from tolkit.progress import Task
 from tolkit.rotation import rotated
 from tolkit_formats.limits import BLOCK_ROWS
 
-__all__ = ["BandsWish", "LayerFit", "PlaneRows", "Rows", "Walk", "codebooks_of", "unit_rows"]
+__all__ = ["BandsWish", "LayerFit", "PlaneRows", "Rows", "Walk", "unit_rows"]
 
 _SAMPLED_ROWS = 4096
 _PREDICTOR_BITS = 3
@@ -80,7 +80,8 @@ class Rows:
         shares_V: float64 [rows], how much each counts in a sum over the source's weighted rows.
         weights_V: float64 [rows], of the rows themselves, mean 1 over the source.
         unit: reader of unit embeddings, None where nothing is predicted.
-        scratch: gives a place for `rows` x D values: an array in memory or on disk.
+        scratch: gives a place for `rows` x D values, by name.
+        keep: gives a place for float32 values of a shape that stays until the bundle is written.
     """
 
     ranges: tuple[TierRange, ...]
@@ -89,6 +90,7 @@ class Rows:
     weights_V: Tensor
     unit: PlaneRows | None
     scratch: Callable[[str], npt.NDArray[np.generic]]
+    keep: Callable[[str, tuple[int, ...]], npt.NDArray[np.float32]]
 
     @property
     def count(self) -> int:
@@ -107,27 +109,40 @@ class LayerFit:
     """What one walk found for one layer.
 
     Attributes:
-        transform: cut to R rows of the basis.
-        basis: those rows, rounded; None for Hadamard.
+        mean_D: float64, real values.
+        exponent: power of two that stored values are divided by.
+        predictor: rounded weights [D out, D in]; None without.
+        predictor_bits: of them.
+        analysis_DR: float32, in a file; coefficients = (target - mean - prediction) @ analysis.
+        basis: rows of norm 1, rounded; None for Hadamard.
         basis_bits_R: their widths.
+        importance_R: what a squared error of a coefficient costs.
         variances_TR: of the coefficients in each tier.
         weight_T: of a row of each tier.
-        samples_SR: coefficients of evenly spaced rows, with `tier_S` of each.
+        books: a codebook for each width the walk gave, fitted to its coefficients.
     """
 
-    transform: Transform
+    mean_D: Tensor
+    exponent: int
+    predictor: Quantised | None
+    predictor_bits: int
+    analysis_DR: Tensor
     basis: Quantised | None
     basis_bits_R: npt.NDArray[np.int64]
+    importance_R: npt.NDArray[np.float64]
     variances_TR: npt.NDArray[np.float64]
     weight_T: npt.NDArray[np.float64]
-    samples_SR: npt.NDArray[np.float64]
-    tier_S: npt.NDArray[np.int64]
+    books: Mapping[int, npt.NDArray[np.float64]]
 
     @property
     def need(self) -> LayerNeed:
         """For `allocate.fill`."""
-        importance_R = self.transform.importance_R.numpy()
-        return LayerNeed(self.weight_T[:, None] * self.variances_TR * importance_R)
+        return LayerNeed(self.weight_T[:, None] * self.variances_TR * self.importance_R)
+
+    def codebook(self, bits: int) -> npt.NDArray[np.float64]:
+        """Values for coefficients of variance 1, as f16 holds them."""
+        book = self.books.get(bits)
+        return gaussian_codebook(bits).astype(np.float16).astype(float) if book is None else book
 
 
 class Walk:
@@ -140,7 +155,7 @@ class Walk:
         self.price, self.feedback = price, feedback
         self.predictor_bits = 0 if wish.predictor_bits is None else wish.predictor_bits
         self._carry: npt.NDArray[np.generic] | None = None
-        self._turn = 0
+        self._layer = 0
 
     def layer(self, read: PlaneRows, width: int, metric: Metric, task: Task | None) -> LayerFit:
         """Fit one plane and move the carry past it.
@@ -156,24 +171,38 @@ class Walk:
         importance_R = transform.importance_R.numpy()
         worth_TR = weight_T[:, None] * variances_TR * importance_R
         keep, bits_R = self._basis_widths(worth_TR)
-        if self.wish.transform == "hadamard":
-            keep, bits_R, basis = np.arange(width), np.zeros(width, np.int64), None
-        else:
+        basis = None
+        if self.wish.transform == "klt":
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
+        else:
+            keep, bits_R = np.arange(width), np.zeros(width, np.int64)
+        widths_TR = widths_at(worth_TR[:, keep], self.price)
         fit = LayerFit(
-            _cut(transform, keep),
+            transform.mean_D,
+            transform.exponent,
+            transform.predictor,
+            transform.predictor_bits,
+            self._kept(transform.analysis_DR[:, keep].float()),
             basis,
             bits_R,
+            importance_R[keep],
             variances_TR[:, keep],
             weight_T,
-            samples_SR[:, keep],
-            tier_S,
+            _codebooks(samples_SR[:, keep], tier_S, variances_TR[:, keep], widths_TR),
         )
         if self.feedback:
-            self._pass_carry(fit, targets, worth_TR[:, keep])
+            synthesis_RD = transform.synthesis_RD if basis is None else basis.values_RD
+            self._pass_carry(fit, targets, synthesis_RD.float(), widths_TR)
         if task is not None:
             task.advance(self.rows.count)
+        self._layer += 1
         return fit
+
+    def _kept(self, analysis_DR: Tensor) -> Tensor:
+        """The same in a file: those of all layers together may be gigabytes."""
+        place = self.rows.keep(f"analysis{self._layer}", analysis_DR.shape)
+        place[:] = analysis_DR.numpy()
+        return torch.from_numpy(place)
 
     def _moments(self, read: PlaneRows, targets: npt.NDArray[np.generic], width: int) -> Moments:
         """Weighted moments of [1, target, unit]; the targets are spilled on the way."""
@@ -246,7 +275,7 @@ class Walk:
             tier, first, stop = block
             coeffs_NR = self._residual(targets, transform, first, stop) @ analysis_DR
             picked = torch.arange(-first % step, stop - first, step)
-            return tier, coeffs_NR.double().square().sum(dim=0), coeffs_NR[picked].double()
+            return tier, coeffs_NR.double().square().sum(dim=0), coeffs_NR[picked]
 
         sums_TR = torch.zeros((len(self.rows.ranges), analysis_DR.shape[1]), dtype=torch.float64)
         samples, tiers = [], []
@@ -255,17 +284,20 @@ class Walk:
             samples.append(picked_SR)
             tiers += [tier] * len(picked_SR)
         sizes_T1 = torch.tensor([[stop - first] for first, stop in self.rows.ranges])
-        return (sums_TR / sizes_T1).numpy(), torch.cat(samples).numpy(), np.array(tiers)
+        return (sums_TR / sizes_T1).numpy(), torch.cat(samples).double().numpy(), np.array(tiers)
 
     def _residual(
-        self, targets: npt.NDArray[np.generic], transform: Transform, first: int, stop: int
+        self,
+        targets: npt.NDArray[np.generic],
+        fit: Transform | LayerFit,
+        first: int,
+        stop: int,
     ) -> Tensor:
         """Targets without mean and prediction: float32 [N, D]."""
-        residual_ND = _tensor(targets[first:stop]) - transform.mean_D.float()
-        if transform.predictor is not None:
+        residual_ND = _tensor(targets[first:stop]) - fit.mean_D.float()
+        if fit.predictor is not None:
             assert self.rows.unit is not None
-            weights_DD = transform.predictor.values_RD.float()
-            residual_ND -= self.rows.unit(first, stop) @ weights_DD.T
+            residual_ND -= self.rows.unit(first, stop) @ fit.predictor.values_RD.float().T
         return residual_ND
 
     def _basis_widths(
@@ -281,45 +313,46 @@ class Walk:
         return keep, bits_R[keep]
 
     def _pass_carry(
-        self, fit: LayerFit, targets: npt.NDArray[np.generic], worth_TR: npt.NDArray[np.float64]
+        self,
+        fit: LayerFit,
+        targets: npt.NDArray[np.generic],
+        synthesis_RD: Tensor,
+        widths_TR: npt.NDArray[np.int64],
     ) -> None:
-        widths_TR = widths_at(worth_TR, self.price)
-        books = codebooks_of(fit, widths_TR)
         scales_TR = torch.from_numpy(np.sqrt(fit.variances_TR)).float()
-        analysis_DR = fit.transform.analysis_DR.float()
-        basis_RD = fit.transform.synthesis_RD if fit.basis is None else fit.basis.values_RD
-        basis_RD = basis_RD.float()
-        carry = self.rows.scratch(f"carry{self._turn % 2}")
-        self._turn += 1
+        carry = self.rows.scratch(f"carry{self._layer % 2}")
 
         def step(block: tuple[int, int, int]) -> None:
             tier, first, stop = block
-            residual_ND = self._residual(targets, fit.transform, first, stop)
-            coeffs_NR = residual_ND @ analysis_DR
+            residual_ND = self._residual(targets, fit, first, stop)
+            coeffs_NR = residual_ND @ fit.analysis_DR
             values_NR = torch.zeros_like(coeffs_NR)
-            for bits, book in books.items():
+            for bits in np.unique(widths_TR[tier]):
                 columns = torch.from_numpy(np.flatnonzero(widths_TR[tier] == bits))
-                if not len(columns):
+                if not bits:
                     continue
+                book = torch.from_numpy(fit.codebook(int(bits))).float()
                 scales_C = scales_TR[tier, columns]
                 units = coeffs_NR[:, columns] / torch.where(scales_C > 0, scales_C, 1.0)
-                values = torch.from_numpy(book).float()
-                codes = torch.bucketize(units.contiguous(), (values[1:] + values[:-1]) / 2)
-                values_NR[:, columns] = values[codes] * scales_C
-            residual_ND -= values_NR @ basis_RD
+                codes = torch.bucketize(units.contiguous(), (book[1:] + book[:-1]) / 2)
+                values_NR[:, columns] = book[codes] * scales_C
+            residual_ND -= values_NR @ synthesis_RD
             carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
 
         self.pool.map(step, self.rows.blocks())
         self._carry = carry
 
 
-def codebooks_of(
-    fit: LayerFit, widths_TR: npt.NDArray[np.int64]
+def _codebooks(
+    samples_SR: npt.NDArray[np.float64],
+    tier_S: npt.NDArray[np.int64],
+    variances_TR: npt.NDArray[np.float64],
+    widths_TR: npt.NDArray[np.int64],
 ) -> dict[int, npt.NDArray[np.float64]]:
     """One codebook a width in use, fitted to the coefficients of that width over their scales."""
-    scales_TR = np.sqrt(fit.variances_TR)
-    units_SR = fit.samples_SR / np.where(scales_TR > 0, scales_TR, 1.0)[fit.tier_S]
-    width_SR = widths_TR[fit.tier_S]
+    scales_TR = np.sqrt(variances_TR)
+    units_SR = samples_SR / np.where(scales_TR > 0, scales_TR, 1.0)[tier_S]
+    width_SR = widths_TR[tier_S]
     return {
         int(bits): lloyd_max(units_SR[width_SR == bits], int(bits)).astype(np.float16).astype(float)
         for bits in np.unique(widths_TR)
@@ -331,20 +364,6 @@ def unit_rows(embedded_ND: Tensor) -> Tensor:
     """Embedding rows scaled to a root mean square of 1, as `tolkit_formats.predictor` does."""
     mean_N1 = embedded_ND.square().mean(dim=1, keepdim=True)
     return embedded_ND / torch.where(mean_N1 > 0, mean_N1, 1.0).sqrt()
-
-
-def _cut(transform: Transform, keep: npt.NDArray[np.int64]) -> Transform:
-    rows = torch.from_numpy(keep)
-    return Transform(
-        transform.mean_D,
-        transform.predictor,
-        transform.predictor_bits,
-        transform.analysis_DR[:, rows],
-        transform.synthesis_RD[rows],
-        transform.importance_R[rows],
-        transform.variances_R[rows],
-        transform.exponent,
-    )
 
 
 def _tensor(values: npt.NDArray[np.generic]) -> Tensor:

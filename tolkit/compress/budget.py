@@ -26,13 +26,14 @@ __all__ = [
     "Filled",
     "Shape",
     "fill_budget",
+    "require_room",
     "search_price",
     "size_at",
     "smallest_bytes",
 ]
 
-MOST_WALKS = 6
-_CLOSE = 0.02  # relative change of the price that another walk is not worth
+MOST_WALKS = 7
+_CLOSE = 0.05  # relative change of the price that another walk is not worth
 
 
 @dataclass(frozen=True)
@@ -64,20 +65,30 @@ def search_price(
     """The price at which a walk's needs fit the budget, and the fits of that walk.
 
     A walk says what variances its price leads to; the price that would fill the budget with those
-    is tried next, until it stays. That takes three to five walks: variances change little.
+    is tried next, until it stays. The steps shrink by an even factor (0.26 on the reference
+    model), so from the third on their sum is foreseen; that takes four walks.
 
     Raises:
         UsageError: the budget is below what the smallest bundle takes.
     """
-    price = 0.0
-    fits: list[LayerFit] = []
-    for _ in range(MOST_WALKS):
-        fits = walk(price)
-        fitting = _fitting_price(fits, shape, budget_bytes)
-        if price and abs(math.log(fitting / price)) < _CLOSE:
+    fits = walk(0.0)
+    tried = [math.log(_fitting_price(fits, shape, budget_bytes))]
+    foreseen = False
+    for _ in range(MOST_WALKS - 1):
+        fits = walk(math.exp(tried[-1]))
+        fitting = math.log(_fitting_price(fits, shape, budget_bytes))
+        if abs(fitting - tried[-1]) < _CLOSE:
             break
-        price = fitting
-    return price, fits
+        tried.append(fitting)
+        if len(tried) >= 3 and not foreseen:
+            tried[-1], foreseen = _limit(*tried[-3:]), True
+    return math.exp(tried[-1]), fits
+
+
+def _limit(first: float, second: float, third: float) -> float:
+    """Where three steps of a geometric series lead (Aitken); the third if they are none."""
+    ratio = (third - second) / (second - first) if second != first else 1.0
+    return third + (third - second) * ratio / (1 - ratio) if 0 < ratio < 0.9 else third
 
 
 def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Filled:
@@ -90,13 +101,7 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
     needs = [fit.need for fit in fits]
     filled = _filled(fits, shape, 0)
     if filled.table_bytes > budget_bytes:
-        values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
-        raise UsageError(
-            f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
-            f"records of {sum(shape.tier_rows):,} tokens take {filled.table_bytes:,} bytes "
-            f"({8 * filled.table_bytes / values:.3f} bits/value of the kept layers)",
-            hint=f"give at least {filled.table_bytes:,} bytes, or --predict 0",
-        )
+        raise _below(budget_bytes, filled.table_bytes, shape)
     best = filled
     for _ in range(8):
         filled = _filled(fits, shape, record_bytes)
@@ -108,6 +113,23 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
         record_bytes -= excess + (64 if excess > 0 else 0)
     assert needs
     return best
+
+
+def require_room(shape: Shape, predictor_bits: int, budget_bytes: int) -> None:
+    """UsageError where `budget_bytes` is below the floor, before anything is fitted."""
+    floor = smallest_bytes(shape, predictor_bits)
+    if floor > budget_bytes:
+        raise _below(budget_bytes, floor, shape)
+
+
+def _below(budget_bytes: int, floor_bytes: int, shape: Shape) -> UsageError:
+    values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
+    return UsageError(
+        f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
+        f"records of {sum(shape.tier_rows):,} tokens take {floor_bytes:,} bytes "
+        f"({8 * floor_bytes / values:.3f} bits/value of the kept layers)",
+        hint=f"give at least {floor_bytes:,} bytes, or --predict 0",
+    )
 
 
 def _filled(fits: Sequence[LayerFit], shape: Shape, record_bytes: int) -> Filled:
@@ -163,9 +185,9 @@ def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:
         total += float((widths_TR.sum(axis=1) * rows_T).sum()) / 8
         total += float((fit.basis_bits_R[used_R] * shape.hidden_size).sum()) / 8
         total += 2.0 * int((widths_TR > 0).sum()) + 2.0 * shape.hidden_size
-        if fit.transform.predictor is not None:
-            weights = fit.transform.predictor.codes_RD.numel()
-            total += fit.transform.predictor_bits * weights / 8 + 2.0 * shape.hidden_size
+        if fit.predictor is not None:
+            weights = fit.predictor.codes_RD.numel()
+            total += fit.predictor_bits * weights / 8 + 2.0 * shape.hidden_size
     return total * (1 + 32 / (1 << 20))
 
 

@@ -134,7 +134,7 @@ def _encode_shard(
 ) -> None:
     start = tier.first_slot + shard * tier.rows_per_shard
     stop = start + tier.shard_rows(shard)
-    predicts = any("predictor" in shared[p.layer] for p in plan.planes)
+    predicts = any(not p.copy and p.layer in plan.predictors for p in plan.planes)
     for group in row_blocks(start, stop, _blocks_at_once(tier, source, pool.threads)):
         blocks = [
             _Block(first, end, np.zeros((end - first, tier.stride), np.uint8))
@@ -184,6 +184,8 @@ def _encode_plane(
         return
     targets = block_target(source, plane, [(b.first, b.stop) for b in blocks], pool)
 
+    arrays = shared[plane.layer]
+
     def encode(item: tuple[_Block, Tensor]) -> PlaneError:
         block, own_ND = item
         plane_NB, carried_ND, error = encode_block(
@@ -191,7 +193,7 @@ def _encode_plane(
             plane,
             own_ND,
             block.carry_ND,
-            shared[plane.layer],
+            arrays,
             feedback=plan.feedback,
             first_slot=block.first,
             tier=tier.index,

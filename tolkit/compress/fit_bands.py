@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from tolkit.compress.budget import (
     Filled,
     Shape,
     fill_budget,
+    require_room,
     search_price,
     smallest_bytes,
 )
@@ -31,7 +33,7 @@ from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
 from tolkit.sources import TableSource
-from tolkit_formats.files import scratch_array, unlink
+from tolkit_formats.files import scratch_array
 
 __all__ = ["fit_bands", "filled_plan", "floor_bytes", "sampled_rows"]
 
@@ -47,7 +49,8 @@ class _Job:
     source: TableSource
     plan: EncodePlan
     wish: BandsWish
-    metrics: dict[int, Metric]
+    metrics: _Metrics
+    scratch: _Scratch
     weights_V: Tensor
     ranges: tuple[tuple[int, int], ...]
     pool: BlockPool
@@ -58,9 +61,11 @@ def fit_bands(
     plan: EncodePlan,
     counts_V: npt.NDArray[np.uint64] | None,
     calibration: Calibration | None,
-    work: Path | None,
+    work: Path,
     pool: BlockPool,
     progress: Progress,
+    *,
+    sample_only: bool = False,
 ) -> Filled:
     """What every layer stores so that tables/ takes at most `plan.table_bytes`.
 
@@ -68,8 +73,9 @@ def fit_bands(
         plan: of `plan_compress`, with `bands`.
         counts_V: token counts by token id, which weigh rows and make tiers; None for neither.
         calibration: of `tol calibrate`; None takes plain squared errors.
-        work: folder for two V x D f16 files when V is above 16,384; None (a dry run) fits the
-            sample alone.
+        work: folder for scratch files: three of V x D in f16, for a sample of 16,384 rows three
+            in f32, and five D x D a layer. They have to stay until the rows are encoded.
+        sample_only: fit the sample alone, for a dry run.
 
     Raises:
         UsageError: the budget is below the floor.     NonFiniteError: names the layer.
@@ -81,16 +87,20 @@ def fit_bands(
     weights = np.ones(source.vocab_size)
     if by_slot is not None:
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
+    ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
+    shape = _shape(source, plan, ranges)
+    require_room(shape, wish.predictor_bits or 0, plan.table_bytes)
+    scratch = _Scratch(work)
     job = _Job(
         source,
         plan,
         wish,
-        _metrics(source, plan, calibration),
+        _Metrics(source, plan, calibration, scratch),
+        scratch,
         torch.from_numpy(weights / weights.mean()),
-        tier_ranges(by_slot, source.vocab_size, wish.tiers),
+        ranges,
         pool,
     )
-    shape = _shape(source, plan, job.ranges)
     rows, slots = _sample(job)
     size = len(plan.planes) * rows.count
     walks = 0
@@ -103,11 +113,9 @@ def fit_bands(
 
         price, fits = search_price(walk, shape, plan.table_bytes)
         task.advance((MOST_WALKS - walks) * size)
-    if len(slots) < source.vocab_size and work is not None:
+    if len(slots) < source.vocab_size and not sample_only:
         with progress.task("fit bands", len(plan.planes) * source.vocab_size, "rows") as task:
-            fits = _walk(job, _all_rows(job, work), None, price, task)
-        for path in work.glob("bands-*.f16"):
-            unlink(path)
+            fits = _walk(job, _all_rows(job), None, price, task)
     return replace(fill_budget(fits, shape, plan.table_bytes), walks=walks)
 
 
@@ -161,20 +169,61 @@ def filled_plan(plan: EncodePlan, filled: Filled) -> EncodePlan:
     )
 
 
-def _metrics(
-    source: TableSource, plan: EncodePlan, calibration: Calibration | None
-) -> dict[int, Metric]:
-    """For each plane the metric of those who read the sum before the next kept plane joins it."""
-    kept = [p.layer for p in plan.planes]
-    metrics = {}
-    for layer, following in zip(kept, [*kept[1:], source.num_layers], strict=True):
-        if calibration is None:
-            last = following == source.num_layers
-            metrics[layer] = Metric(None, source.hidden_size, _LAST_LAYER if last else 1.0)
-            continue
-        readers = [calibration.metric_DD(reader).double() for reader in range(layer, following)]
-        metrics[layer] = Metric(torch.stack(readers).sum(dim=0), source.hidden_size)
-    return metrics
+class _Metrics:
+    """For each plane the metric of those who read the sum before the next kept plane joins it.
+
+    Square roots are worked out once and kept in files: at the 1B shape they are 1.6 GB.
+    """
+
+    def __init__(
+        self,
+        source: TableSource,
+        plan: EncodePlan,
+        calibration: Calibration | None,
+        scratch: _Scratch,
+    ) -> None:
+        kept = [p.layer for p in plan.planes]
+        self._following = dict(zip(kept, [*kept[1:], source.num_layers], strict=True))
+        self._source, self._calibration, self._scratch = source, calibration, scratch
+        self._known: dict[int, Metric] = {}
+
+    def of(self, layer: int) -> Metric:
+        """The metric of plane `layer`."""
+        width, following = self._source.hidden_size, self._following[layer]
+        if self._calibration is None:
+            last = following == self._source.num_layers
+            return Metric(None, width, _LAST_LAYER if last else 1.0)
+        if layer not in self._known:
+            readers = range(layer, following)
+            summed = torch.zeros((width, width), dtype=torch.float64)
+            for reader in readers:
+                summed += self._calibration.metric_DD(reader)
+            metric = Metric(summed, width)
+            places = [
+                self._scratch.array(f"metric{layer}.{i}", np.float64, (width, width))
+                for i in range(2)
+            ]
+            for place, made in zip(places, (metric.root_DD, metric.inverse_DD), strict=True):
+                place[:] = made.numpy()
+            metric.root_DD, metric.inverse_DD = (torch.from_numpy(place) for place in places)
+            self._known[layer] = metric
+        return self._known[layer]
+
+
+class _Scratch:
+    """Arrays in files of one folder, each made once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._arrays: dict[str, npt.NDArray[np.generic]] = {}
+
+    def array(self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        """The array of that name; a new file where name or shape are new."""
+        known = self._arrays.get(name)
+        if known is None or known.shape != shape:
+            known = scratch_array(self._folder / f"bands-{name}.tmp", dtype, shape)
+            self._arrays[name] = known
+        return known
 
 
 def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
@@ -199,40 +248,29 @@ def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
             for slots, (first, stop) in zip(picked, job.ranges, strict=True)
         ]
     )
-    kept: dict[str, npt.NDArray[np.generic]] = {}
-
-    def scratch(name: str) -> npt.NDArray[np.generic]:
-        if name not in kept:
-            kept[name] = np.empty((len(chosen), job.source.hidden_size), np.float32)
-        return kept[name]
-
+    shape = (len(chosen), job.source.hidden_size)
     rows = Rows(
         tuple(ranges),
         tuple(stop - first for first, stop in job.ranges),
         job.weights_V[chosen] * torch.from_numpy(share),
         job.weights_V[chosen],
         _unit(job, chosen),
-        scratch,
+        lambda name: job.scratch.array(f"sample-{name}", np.float32, shape),
+        lambda name, shape: job.scratch.array(name, np.float32, shape),
     )
     return rows, chosen
 
 
-def _all_rows(job: _Job, work: Path) -> Rows:
+def _all_rows(job: _Job) -> Rows:
     shape = (job.source.vocab_size, job.source.hidden_size)
-    kept: dict[str, npt.NDArray[np.generic]] = {}
-
-    def scratch(name: str) -> npt.NDArray[np.generic]:
-        if name not in kept:
-            kept[name] = scratch_array(work / f"bands-{name}.f16", np.float16, shape)
-        return kept[name]
-
     return Rows(
         job.ranges,
         tuple(stop - first for first, stop in job.ranges),
         job.weights_V,
         job.weights_V,
         _unit(job, None),
-        scratch,
+        lambda name: job.scratch.array(name, np.float16, shape),
+        lambda name, shape: job.scratch.array(name, np.float32, shape),
     )
 
 
@@ -270,7 +308,7 @@ def _walk(
         task.note(f"{note}layer {plane.layer}")
         read = _picked(_summed([job.source.plane(m) for m in plane.members]), slots)
         try:
-            fit = walk.layer(read, job.source.hidden_size, job.metrics[plane.layer], task)
+            fit = walk.layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{job.source.path}: layer {plane.layer}: {error.message}",

@@ -6,6 +6,7 @@ V vocabulary, L layers, D hidden, R rows of a basis, J width of the joint moment
 from __future__ import annotations
 
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ import numpy as np
 from torch import Tensor
 
 from tolkit.bundling import Resources
-from tolkit.calibrate import Calibration
 from tolkit.compress import CompressSpec, open_for
 from tolkit.compress.bands import unit_rows
 from tolkit.compress.budget import Filled
@@ -29,7 +29,7 @@ from tolkit.compress.encode import (
 )
 from tolkit.compress.fit_bands import filled_plan, fit_bands, floor_bytes, sampled_rows
 from tolkit.compress.plan import EncodePlan, plan_compress
-from tolkit.compress.resolve import BandsLayer
+from tolkit.compress.resolve import BandsLayer, WorkingArrays
 from tolkit.parallel import BlockPool, block_pool
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.sources import TableSource
@@ -119,12 +119,17 @@ def outlook(
     source, counts_V, calibration = open_for(source_path, spec)
     plan = plan_compress(source, spec)
     floor = floor_bytes(source, plan, counts_V)
-    with block_pool((resources or Resources()).threads) as pool:
+    with (
+        block_pool((resources or Resources()).threads) as pool,
+        tempfile.TemporaryDirectory(prefix="tolkit-") as work,
+    ):
         started_s = time.perf_counter()
-        filled = fit_bands(source, plan, counts_V, calibration, None, pool, progress)
+        filled = fit_bands(
+            source, plan, counts_V, calibration, Path(work), pool, progress, sample_only=True
+        )
         fit_s = time.perf_counter() - started_s
         done = filled_plan(plan, filled)
-        shared = {layer: decided.working for layer, decided in filled.layers.items()}
+        shared = WorkingArrays(filled.layers)
         started_s = time.perf_counter()
         errors, encoded = _encode_sample(source, done, shared, pool)
         encode_s = time.perf_counter() - started_s
@@ -146,8 +151,8 @@ def outlook(
         fitted_rows=fitted,
         encoded_rows=encoded,
         time_s=time_s,
-        memory_bytes=_memory_bytes(source, filled, calibration, fitted, threads),
-        scratch_bytes=0 if exact else 3 * 2 * source.vocab_size * source.hidden_size,
+        memory_bytes=_memory_bytes(source, filled, fitted, threads),
+        scratch_bytes=_scratch_bytes(source, len(plan.planes), calibration is not None, fitted),
         warnings=plan.warnings,
     )
 
@@ -167,6 +172,7 @@ def _encode_sample(
         if plan.predictors:
             units = [unit_rows(source.embedded(*span)) for span in spans]
         for plane in plan.planes:
+            arrays = shared[plane.layer]
             targets = block_target(source, plane, spans, pool)
             for i, own_ND in enumerate(targets):
                 _, carries[i], error = encode_block(
@@ -174,7 +180,7 @@ def _encode_sample(
                     plane,
                     own_ND,
                     carries[i],
-                    shared[plane.layer],
+                    arrays,
                     feedback=plan.feedback,
                     first_slot=spans[i][0],
                     tier=tier.index,
@@ -257,24 +263,25 @@ def _parts(source: TableSource, filled: Filled) -> dict[str, int]:
     return parts
 
 
-def _memory_bytes(
-    source: TableSource,
-    filled: Filled,
-    calibration: Calibration | None,
-    rows: int,
-    threads: int,
-) -> int:
-    """Of the larger of both phases: fits of all layers with a sample, or blocks being encoded."""
+def _memory_bytes(source: TableSource, filled: Filled, rows: int, threads: int) -> int:
+    """Of the larger of both phases: a layer being fitted, or blocks being encoded."""
     width = source.hidden_size
     ranks = [_rank(decided) for decided in filled.layers.values()]
     predicts = any(decided.predictor is not None for decided in filled.layers.values())
     joint = 1 + width * (2 if predicts else 1)
-    # A fit of a layer: coefficients of sampled rows, analysis and synthesis, all float64.
-    fits = sum(8 * rank * (min(rows, 4096) + 2 * width) + rank * width for rank in ranks)
-    fits += len(ranks) * width * width * (4 if predicts else 0)
-    moments = 4 * 8 * joint * joint
-    metrics = 0 if calibration is None else 8 * len(ranks) * width * width
-    fitting = fits + moments + metrics + 3 * 4 * rows * width
-    working = sum(2 * 4 * rank * width for rank in ranks)
+    # Codes of all layers' bases and predictors, int8; what a layer's statistics and transforms
+    # take in float64; coefficients of sampled rows, once more while they are sorted by width.
+    kept = sum(rank * width for rank in ranks) + len(ranks) * predicts * width * width
+    layer = 8 * (4 * joint * joint + 6 * width * width) + 3 * 8 * min(rows, 4096) * width
+    working = 2 * 4 * max(ranks) * width + 4 * predicts * width * width
     encoding = working + HELD_BYTES + threads * 6 * 4 * WORK_ROWS * width
-    return max(fitting, encoding)
+    return kept + max(layer, encoding)
+
+
+def _scratch_bytes(source: TableSource, layers: int, calibrated: bool, fitted: int) -> int:
+    """Files that go at the end: rows in passing, and square matrices of each layer."""
+    width = source.hidden_size
+    rows = 3 * 4 * fitted * width
+    if fitted < source.vocab_size:
+        rows += 3 * 2 * source.vocab_size * width
+    return rows + layers * 4 * width * width * (5 if calibrated else 1)

@@ -5,7 +5,7 @@ V vocabulary, D hidden, T tiers, R rows of a basis.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -16,14 +16,19 @@ import torch
 from torch import Tensor
 
 from tolkit.compress.allocate import Allocation
-from tolkit.compress.bands import LayerFit, codebooks_of
+from tolkit.compress.bands import LayerFit
 from tolkit.compress.codecs.bands import ANALYSIS
-from tolkit.compress.transform import Quantised
 from tolkit_formats.bitpack import Run, pack
 from tolkit_formats.codecs import Bands
 from tolkit_formats.predictor import Predictor
 
-__all__ = ["BandsLayer", "resolve", "runs_of"]
+__all__ = ["BandsLayer", "WorkingArrays", "resolve", "runs_of"]
+
+
+@dataclass(frozen=True)
+class _Analysis:
+    analysis_DR: Tensor  # in a file
+    used_R: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,47 @@ class BandsLayer:
         codecs: one a tier.
         predictor: None without.
         stored: arrays for tables/bases.safetensors: name -> (dtype, array).
-        working: float32 tensors the encoder takes.
+        analysis: what turns targets into coefficients; None for Hadamard.
     """
 
     codecs: tuple[Bands, ...]
     predictor: Predictor | None
     stored: Mapping[str, tuple[str, npt.NDArray[Any]]]
-    working: Mapping[str, Tensor]
+    analysis: _Analysis | None
+
+    def working(self) -> dict[str, Tensor]:
+        """Float32 tensors the encoder takes; expanded anew at every call."""
+        arrays = {name: array for name, (_, array) in self.stored.items()}
+        wide = {
+            name: torch.from_numpy(array.astype(np.float32))
+            for name, array in arrays.items()
+            if array.dtype == np.float16
+        }
+        (some, *_) = self.codecs
+        if some.basis:
+            wide["basis"] = torch.from_numpy(some.basis_rows(arrays))
+        if self.analysis is not None and some.basis:
+            columns = torch.from_numpy(self.analysis.used_R)
+            wide[ANALYSIS] = self.analysis.analysis_DR[:, columns]
+        if self.predictor is not None:
+            wide["predictor"] = torch.from_numpy(self.predictor.weights_DD(arrays))
+        return wide
+
+
+class WorkingArrays(Mapping[int, Mapping[str, Tensor]]):
+    """Layer -> `BandsLayer.working`, made when asked for and not kept."""
+
+    def __init__(self, layers: Mapping[int, BandsLayer]) -> None:
+        self._layers = layers
+
+    def __getitem__(self, layer: int) -> Mapping[str, Tensor]:
+        return self._layers[layer].working()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
 
 
 def runs_of(bits: Sequence[int]) -> tuple[Run, ...]:
@@ -60,52 +99,42 @@ def resolve(fits: Sequence[LayerFit], allocation: Allocation, width: int) -> lis
 
 
 def _layer(fit: LayerFit, widths_TR: npt.NDArray[np.int64], width: int) -> BandsLayer:
-    transform = fit.transform
     hadamard = fit.basis is None
     used = np.arange(width) if hadamard else np.flatnonzero(widths_TR.max(axis=0))
-    books = codebooks_of(fit, widths_TR)
-    power = 2.0**-transform.exponent
-    mean_D = (transform.mean_D * power).numpy().astype(np.float16)
-    stored: dict[str, tuple[str, npt.NDArray[Any]]] = {"mean": ("F16", mean_D)}
-    working = {"mean": _wide(mean_D)}
+    books = tuple(int(bits) for bits in np.unique(widths_TR) if bits)
+    power = 2.0**-fit.exponent
+    stored: dict[str, tuple[str, npt.NDArray[Any]]] = {
+        "mean": ("F16", (fit.mean_D * power).numpy().astype(np.float16))
+    }
     if books:
-        codebooks = np.concatenate([books[bits] for bits in sorted(books)]).astype(np.float16)
-        stored["codebooks"] = ("F16", codebooks)
-        working["codebooks"] = _wide(codebooks)
+        codebooks = np.concatenate([fit.codebook(bits) for bits in books])
+        stored["codebooks"] = ("F16", codebooks.astype(np.float16))
     basis_runs: tuple[Run, ...] = ()
     if fit.basis is not None and len(used):
         kept = torch.from_numpy(used)
-        basis = Quantised(fit.basis.codes_RD[kept], fit.basis.scales_R[kept], fit.basis.exponent)
         bits_R = fit.basis_bits_R[used]
         basis_runs = runs_of(bits_R.tolist())
         # The rows have norm 1, so their exponent is one f16 scales can take in.
-        scales_R = (basis.scales_R * 2.0**basis.exponent).numpy().astype(np.float16)
-        stored["basis"] = ("U8", _packed_rows(basis.codes_RD, bits_R))
-        stored["basis_scales"] = ("F16", scales_R)
-        working["basis"] = basis.codes_RD.float() * _wide(scales_R)[:, None]
-        working[ANALYSIS] = transform.analysis_DR[:, kept].float()
+        scales_R = fit.basis.scales_R[kept] * 2.0**fit.basis.exponent
+        stored["basis"] = ("U8", _packed_rows(fit.basis.codes_RD[kept], bits_R))
+        stored["basis_scales"] = ("F16", scales_R.numpy().astype(np.float16))
     codecs = []
     for tier, widths_R in enumerate(widths_TR):
         runs = runs_of(widths_R[used].tolist())
-        codec = Bands(width, tier, runs, tuple(sorted(books)), basis_runs, transform.exponent)
-        if not hadamard and not len(used):
-            codec = Bands(width, tier, (), (), (), transform.exponent)
+        codec = Bands(width, tier, runs, books, basis_runs, fit.exponent)
         codecs.append(codec)
         if len(codec.stored_C):
             deviations = np.sqrt(fit.variances_TR[tier, used][codec.stored_C]) * power
-            scales_C = deviations.astype(np.float16)
-            stored[codec.scales_name] = ("F16", scales_C)
-            working[codec.scales_name] = _wide(scales_C)
+            stored[codec.scales_name] = ("F16", deviations.astype(np.float16))
     predictor = None
-    if transform.predictor is not None:
-        weights = transform.predictor
-        predictor = Predictor(width, transform.predictor_bits, weights.exponent)
-        bits_D = np.full(width, predictor.bits)
-        scales_D = weights.scales_R.numpy().astype(np.float16)
-        stored["predictor"] = ("U8", _packed_rows(weights.codes_RD, bits_D))
-        stored["predictor_scales"] = ("F16", scales_D)
-        working["predictor"] = weights.values_RD.float()
-    return BandsLayer(tuple(codecs), predictor, stored, working)
+    if fit.predictor is not None:
+        weights = fit.predictor
+        predictor = Predictor(width, fit.predictor_bits, weights.exponent)
+        packed = _packed_rows(weights.codes_RD, np.full(width, predictor.bits))
+        stored["predictor"] = ("U8", packed)
+        stored["predictor_scales"] = ("F16", weights.scales_R.numpy().astype(np.float16))
+    analysis = None if hadamard else _Analysis(fit.analysis_DR, used)
+    return BandsLayer(tuple(codecs), predictor, stored, analysis)
 
 
 def _packed_rows(codes_RD: Tensor, bits_R: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -113,7 +142,9 @@ def _packed_rows(codes_RD: Tensor, bits_R: npt.NDArray[np.int64]) -> npt.NDArray
     rows = []
     for start, count, bits in _runs_at(bits_R):
         largest = (1 << (bits - 1)) - 1
-        fields = (codes_RD[start : start + count].numpy() + largest).astype(np.uint8)
+        fields = (codes_RD[start : start + count].numpy().astype(np.int16) + largest).astype(
+            np.uint8
+        )
         rows.append(pack(fields, np.full(fields.shape[1], bits)).reshape(-1))
     return np.concatenate(rows)
 
@@ -125,7 +156,3 @@ def _runs_at(bits_R: npt.NDArray[np.int64]) -> list[tuple[int, int, int]]:
         result.append((start, count, bits))
         start += count
     return result
-
-
-def _wide(values: npt.NDArray[np.float16]) -> Tensor:
-    return torch.from_numpy(values.astype(np.float32))

@@ -29,7 +29,7 @@ class Quantised:
     """Rows as integer codes -m..m with m = 2^(bits-1) - 1, one f16 scale a row.
 
     Attributes:
-        codes_RD: int16.
+        codes_RD: int8.
         scales_R: float64, each a number f16 holds.
         exponent: power of two that all values are multiplied by.
     """
@@ -53,7 +53,7 @@ def quantise_rows(rows_RD: Tensor, bits: Tensor | int) -> Quantised:
     scales_R1 = (rows_RD.abs().amax(dim=1, keepdim=True) / largest_R1).half().double()
     divisor = torch.where(scales_R1 > 0, scales_R1, 1.0)
     codes = (rows_RD / divisor).round().clamp(-largest_R1, largest_R1)
-    return Quantised(codes.to(torch.int16), scales_R1[:, 0], exponent)
+    return Quantised(codes.to(torch.int8), scales_R1[:, 0], exponent)
 
 
 class Metric:
@@ -184,7 +184,7 @@ def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:
 
 def _exponent(magnitudes: Tensor) -> int:
     """Power of two that brings the largest magnitude to about 256, so that f16 serves."""
-    largest = float(magnitudes.max())
+    largest = float(magnitudes.max()) if magnitudes.numel() else 0.0
     if largest <= 0:
         return 0
     return max(-120, min(120, int(torch.tensor(largest).log2().floor()) - 8))

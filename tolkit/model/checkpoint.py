@@ -26,7 +26,13 @@ from tolkit.model.files import (
 from tolkit_formats import files
 from tolkit_formats.tensorfile import write_tensors
 
-__all__ = ["MAX_SHARD_BYTES", "decoder_from_tensors", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "MAX_SHARD_BYTES",
+    "as_stored",
+    "decoder_from_tensors",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 MAX_SHARD_BYTES = 5 << 30
 _STORED = {dtype: name for name, dtype in TORCH_DTYPES.items()}
@@ -222,10 +228,11 @@ def _write_shards(work: Path, weights: Mapping[str, Tensor], max_shard_bytes: in
 
 
 def _write_shard(path: Path, names: list[str], weights: Mapping[str, Tensor]) -> None:
-    write_tensors(path, {name: _as_stored(weights[name]) for name in names}, _PT)
+    write_tensors(path, {name: as_stored(weights[name]) for name in names}, _PT)
 
 
-def _as_stored(weight: Tensor) -> tuple[str, npt.NDArray[np.generic]]:
+def as_stored(weight: Tensor) -> tuple[str, npt.NDArray[np.generic]]:
+    """A float32, float16 or bfloat16 tensor as `write_tensors` takes it: dtype name and bits."""
     bits = torch.int16 if weight.dtype.itemsize == 2 else torch.int32
     return _STORED[weight.dtype], weight.detach().cpu().contiguous().view(bits).numpy()
 

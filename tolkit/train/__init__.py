@@ -1,7 +1,18 @@
-"""Training: memory, flex and dense models on text, with exact resume."""
+"""Training: memory, flex and dense models on text, with exact resume; healing around tables."""
 
 from tolkit.train.loop import train
+from tolkit.train.plan import TrainPlan, plan_run
 from tolkit.train.report import HeldOut, TrainReport
-from tolkit.train.spec import RECIPES, Recipe, TrainSpec
+from tolkit.train.spec import HEALING, RECIPES, Recipe, TrainSpec
 
-__all__ = ["RECIPES", "HeldOut", "Recipe", "TrainReport", "TrainSpec", "train"]
+__all__ = [
+    "HEALING",
+    "RECIPES",
+    "HeldOut",
+    "Recipe",
+    "TrainPlan",
+    "TrainReport",
+    "TrainSpec",
+    "plan_run",
+    "train",
+]

@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from tolkit.data import Tokenizer, read_documents, tokens_of
 from tolkit.errors import DataError, MismatchError
-from tolkit.model import CheckpointFiles
+from tolkit.model import ModelConfig
 from tolkit.progress import Progress
-from tolkit.train.spec import TrainSpec, default_vocab_size
+from tolkit.train.shape import default_vocab_size
+from tolkit.train.spec import TrainSpec
 from tolkit_formats import files
 
 __all__ = ["Corpus", "choose_tokenizer", "encode_corpus", "text_parts"]
@@ -42,12 +43,12 @@ def text_parts(spec: TrainSpec) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def choose_tokenizer(
-    spec: TrainSpec, init: CheckpointFiles | None, kept: Path | None, progress: Progress
+    spec: TrainSpec, init: ModelConfig | None, kept: Path | None, progress: Progress
 ) -> Tokenizer:
-    """The tokenizer of a run: the init checkpoint's, the one given, or one trained on the text.
+    """The tokenizer of a run: the init model's, the one given, or one trained on the text.
 
     Args:
-        init: checkpoint to go on from.
+        init: shape of the model at `spec.init`, to go on from.
         kept: folder with the tokenizer an unfinished run trained.
 
     Raises:
@@ -55,8 +56,8 @@ def choose_tokenizer(
         DataError: no tokenizer where one is needed, or one that cannot be read.
     """
     given = None if spec.tokenizer is None else Tokenizer.load(spec.tokenizer)
-    if init is not None:
-        return _init_tokenizer(init, given)
+    if init is not None and spec.init is not None:
+        return _init_tokenizer(spec.init, init.vocab_size, given)
     if given is not None:
         if spec.vocab_size is not None and spec.vocab_size < given.vocab_size:
             raise MismatchError(
@@ -76,23 +77,22 @@ def choose_tokenizer(
     return tokenizer
 
 
-def _init_tokenizer(init: CheckpointFiles, given: Tokenizer | None) -> Tokenizer:
-    vocab_size = init.config.vocab_size
-    own = Tokenizer.load(init.path) if (init.path / "tokenizer.json").exists() else None
+def _init_tokenizer(init: Path, vocab_size: int, given: Tokenizer | None) -> Tokenizer:
+    own = Tokenizer.load(init) if (init / "tokenizer.json").exists() else None
     tokenizer = given if own is None else own
     if tokenizer is None:
         raise DataError(
-            f"{init.path}: has no tokenizer.json", hint="name its tokenizer with --tokenizer"
+            f"{init}: has no tokenizer.json", hint="name its tokenizer with --tokenizer"
         )
     if tokenizer.vocab_size > vocab_size:
         raise MismatchError(
             f"{tokenizer.where}: has ids up to {tokenizer.vocab_size - 1}, the checkpoint "
-            f"{init.path} has {vocab_size} embedding rows",
+            f"{init} has {vocab_size} embedding rows",
             hint="use the tokenizer the checkpoint was trained with",
         )
     if own is not None and given is not None and given.digest != own.digest:
         raise MismatchError(
-            f"{given.where}: is not the tokenizer of the init checkpoint {init.path}",
+            f"{given.where}: is not the tokenizer of the init checkpoint {init}",
             hint="leave --tokenizer out, the checkpoint brings its own",
         )
     return tokenizer

@@ -1,4 +1,4 @@
-"""`train`: from text to a checkpoint folder."""
+"""`train`: from text to a checkpoint folder, or from a bundle to a healed one."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tolkit.data import count_tokens
-from tolkit.errors import NonFiniteError, OutputExistsError, UsageError
+from tolkit.errors import NonFiniteError
 from tolkit.model import save_checkpoint
 from tolkit.progress import Progress, TqdmProgress
-from tolkit.train.batches import WindowOrder
+from tolkit.sources import is_bundle
+from tolkit.train.held_out import before_first_step, held_out_record, measure
 from tolkit.train.optimizer import adam_state, learning_rate
-from tolkit.train.report import HeldOut, TrainReport
+from tolkit.train.publish import check_destination, publish, round_to_stored
+from tolkit.train.report import TrainReport
 from tolkit.train.session import Session, open_session
 from tolkit.train.spec import TrainSpec, recipe_of
 from tolkit.train.state import WorkFolder
-from tolkit.train.step import StepLoss, accumulate_gradients, mean_loss
+from tolkit.train.step import StepLoss, accumulate_gradients
 from tolkit_formats import files
 
 __all__ = ["train"]
 
 _SAVE_INTERVAL_S = 120.0
-_EVAL_TOKENS = 65_536
 _LAST_STEPS = 20
 
 
 def train(spec: TrainSpec, progress: Progress | None = None) -> TrainReport:
-    """Train a model and publish its checkpoint folder at `spec.out`.
+    """Train a model and publish its checkpoint folder, or a healed bundle, at `spec.out`.
 
-    The folder holds config.json, model.safetensors, the tokenizer, token_counts.safetensors
-    (what the training part holds, plus an init checkpoint's own counts), train_log.jsonl and
-    train.json. Until then all is in ``OUT.partial``; the same spec continues from there, and
-    its weights are those of a run that was never interrupted, bit for bit (same machine, same
-    number of threads).
+    A checkpoint folder holds config.json, model.safetensors, the tokenizer,
+    token_counts.safetensors (what the training part holds, plus an init checkpoint's own counts),
+    train_log.jsonl and train.json. A bundle (init a bundle, freeze_tables) holds the tables of
+    the one healed, byte for byte (hard links where the file system has them), a new backbone, and
+    one more step of history. Until then all is in ``OUT.partial``; the same spec continues from
+    there, and its weights are those of a run that was never interrupted, bit for bit (same
+    machine, same number of threads).
 
     Raises:
         UsageError, OutputExistsError: options that do not go together; `out` exists.
         MismatchError: tokenizer, init checkpoint or unfinished run do not fit the spec.
         DataError: empty or unreadable text, or text shorter than one window.
+        BundleError: the bundle healed is damaged.
         NonFiniteError: the loss or a gradient became NaN or infinite; the message names the
             step, the weights before it are kept in ``OUT.partial/last_good``.
         ResourceError: no such device, no disk space, or another process trains into `out`.
@@ -53,7 +55,8 @@ def train(spec: TrainSpec, progress: Progress | None = None) -> TrainReport:
     started = time.perf_counter()
     recipe_of(spec)
     out = Path(spec.out)
-    _check_destination(out, spec.force)
+    healing = spec.init is not None and is_bundle(spec.init)
+    check_destination(out, spec.force, bundle=healing)
     work = WorkFolder(out.with_name(out.name + ".partial"))
     files.claim_dir(work.path, "lock")
     with files.lock(work.path / "lock"):
@@ -62,18 +65,22 @@ def train(spec: TrainSpec, progress: Progress | None = None) -> TrainReport:
         watched = _Watched(progress)
         session = open_session(spec, work, watched)
         resumed_step = session.step
+        before = before_first_step(spec, session)
         step_s = _run(spec, session, watched)
-        held_out = _held_out(session)
-        _publish(spec, session, out)
-        records = _log_records(out / "train_log.jsonl")
+        round_to_stored(session)
+        held_out = measure(session)
+        records = _log_records(work.path / "log.jsonl")
+        identity = publish(spec, session, out)
         _empty(work.path)  # but for the lock, which says whose folder it is until the end
     files.remove_tree(work.path)
     trained = session.steps - resumed_step
     batch_tokens = session.recipe.batch * session.recipe.sequence
     return TrainReport(
         out=out,
+        identity=identity,
         architecture=session.model.config.architecture,
         parameters=sum(p.numel() for p in session.model.parameters()),
+        trained_parameters=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
         vocab_size=session.model.config.vocab_size,
         steps=session.steps,
         tokens=session.steps * batch_tokens,
@@ -82,23 +89,13 @@ def train(spec: TrainSpec, progress: Progress | None = None) -> TrainReport:
         tokens_per_s=trained * batch_tokens / step_s if step_s else 0.0,
         train_loss=_mean([r["loss"] for r in records][-_LAST_STEPS:]),
         held_out=held_out,
+        before=before,
+        learning_rate=session.recipe.learning_rate,
         distinct_ids=_mean([r["distinct_ids"] for r in records]),
         dtype=str(session.dtype).removeprefix("torch."),
         device=str(session.device),
         warnings=tuple(watched.warnings),
     )
-
-
-def _check_destination(out: Path, force: bool) -> None:
-    if not out.exists() and not out.is_symlink():
-        return
-    if not force:
-        raise OutputExistsError(
-            f"{out}: exists already", hint="choose another output or give --force"
-        )
-    ours = out.is_dir() and not out.is_symlink()
-    if not ours or (any(out.iterdir()) and not (out / "config.json").is_file()):
-        raise UsageError(f"{out}: is not a checkpoint folder and will not be replaced")
 
 
 class _Watched:
@@ -137,12 +134,13 @@ def _run(spec: TrainSpec, session: Session, progress: Progress) -> float:
             total_s += step_s
             session.work.log(_record(session, loss, rate, norm, step_s))
             task.advance(1)
-            task.note(f"loss {loss.cross_entropy:.3f}")
+            kl = "" if loss.kl is None else f", KL {loss.kl:.4f}"
+            task.note(f"loss {loss.cross_entropy:.3f}{kl}")
             done, every = session.step, session.recipe.eval_every
             if every and done % every == 0 and done < session.steps:
-                held_out = _held_out(session)
+                held_out = measure(session)
                 if held_out is not None:
-                    session.work.log(_held_out_record(done, held_out))
+                    session.work.log(held_out_record(done, held_out))
                     task.note(f"valid perplexity {held_out.perplexity:.2f}")
             due = time.perf_counter() - saved_at > _SAVE_INTERVAL_S
             if done == session.steps or (done % spec.save_every == 0 if spec.save_every else due):
@@ -158,7 +156,7 @@ def _step(spec: TrainSpec, session: Session) -> tuple[StepLoss, float, float]:
         steps=session.steps,
         peak=session.recipe.learning_rate,
         warmup_steps=session.warmup_steps,
-        final_ratio=spec.final_ratio,
+        final_ratio=session.recipe.final_ratio,
     )
     loss = accumulate_gradients(
         session.model,
@@ -166,6 +164,8 @@ def _step(spec: TrainSpec, session: Session) -> tuple[StepLoss, float, float]:
         micro_batch=session.recipe.micro_batch,
         z_weight=spec.z_loss,
         dtype=session.dtype,
+        rows=session.rows,
+        teacher=session.teacher,
     )
     norm = torch.nn.utils.clip_grad_norm_(session.model.parameters(), spec.clip_norm).item()
     if not (math.isfinite(loss.cross_entropy) and math.isfinite(norm)):
@@ -179,14 +179,16 @@ def _step(spec: TrainSpec, session: Session) -> tuple[StepLoss, float, float]:
 
 
 def _diverged(session: Session, loss: StepLoss, norm: float) -> NonFiniteError:
-    """Keep the weights of the last finished step and say where the run went wrong."""
-    last_good = session.work.path / "last_good"
-    save_checkpoint(session.model, last_good, session.tokenizer.files(), None, True)
+    """Keep a checkpoint of the last finished step and say where the run went wrong."""
     what = "loss" if not math.isfinite(loss.cross_entropy) else "gradient norm"
     value = loss.cross_entropy if what == "loss" else norm
+    message = f"train: {what} is {value} in step {session.step + 1} of {session.steps}"
+    if not session.model.has_ffn and session.model.config.has_tables:
+        return NonFiniteError(message, hint="lower --learning-rate")
+    last_good = session.work.path / "last_good"
+    save_checkpoint(session.model, last_good, session.tokenizer.files(), None, True)
     return NonFiniteError(
-        f"train: {what} is {value} in step {session.step + 1} of {session.steps}; the weights "
-        f"after step {session.step} are in {last_good}",
+        f"{message}; the weights after step {session.step} are in {last_good}",
         hint=f"lower --learning-rate, or go on from there: --init {last_good}",
     )
 
@@ -195,10 +197,12 @@ def _record(
     session: Session, loss: StepLoss, rate: float, norm: float, step_s: float
 ) -> dict[str, object]:
     tokens = session.recipe.batch * session.recipe.sequence
+    kl = {} if loss.kl is None else {"kl": loss.kl}
     return {
         "step": session.step,
         "tokens": session.step * tokens,
         "loss": loss.cross_entropy,
+        **kl,
         "z_loss": loss.z_loss,
         "lr": rate,
         "grad_norm": norm,
@@ -207,48 +211,10 @@ def _record(
     }
 
 
-def _held_out_record(step: int, held_out: HeldOut) -> dict[str, object]:
-    return {
-        "step": step,
-        "valid_loss": held_out.loss,
-        "valid_loss_se": held_out.loss_se,
-        "valid_perplexity": min(held_out.perplexity, 1e300),
-        "valid_tokens": held_out.tokens,
-    }
-
-
-def _held_out(session: Session) -> HeldOut | None:
-    """Loss on the held-out part, its first 65,536 tokens at most."""
-    length = session.recipe.sequence
-    if len(session.corpus.valid) <= length:
-        return None
-    order = WindowOrder(session.corpus.valid, length, 0)
-    count = min(order.windows, max(1, _EVAL_TOKENS // length))
-    means: list[Tensor] = []
-    for start in range(0, count, session.recipe.micro_batch):
-        stop = min(count, start + session.recipe.micro_batch)
-        windows = torch.from_numpy(order.take(np.arange(start, stop, dtype=np.uint64)))
-        means.append(mean_loss(session.model, windows.to(session.device), dtype=session.dtype))
-    losses = torch.cat(means).double().cpu()
-    deviation = float(losses.std()) if count > 1 else 0.0
-    return HeldOut(float(losses.mean()), deviation / math.sqrt(count), count * length, count)
-
-
 def _save(session: Session) -> None:
     weights = {f"weight.{n}": w for n, w in session.model.state_dict().items()}
     tensors: Mapping[str, Tensor] = {**weights, **adam_state(session.model, session.optimizer)}
     session.work.save(session.step, tensors, {})
-
-
-def _publish(spec: TrainSpec, session: Session, out: Path) -> None:
-    counts = count_tokens(session.corpus.train, session.model.config.vocab_size)
-    if session.init_counts is not None:
-        counts = counts + session.init_counts
-    finished = session.work.path / "checkpoint"
-    save_checkpoint(session.model, finished, session.tokenizer.files(), counts, True)
-    for source, name in (("log.jsonl", "train_log.jsonl"), ("plan.json", "train.json")):
-        files.write_atomic(finished / name, (session.work.path / source).read_bytes())
-    files.publish_dir(finished, out, force=spec.force)
 
 
 def _log_records(path: Path) -> list[dict[str, float]]:

@@ -12,24 +12,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Loss", "lm_loss"]
+__all__ = ["CHUNK_POSITIONS", "ChunkRoom", "Loss", "lm_loss"]
 
 # 262 MB of float32 logits at V = 128,256. With fewer, adding up the head's gradient, one [V, D] a
 # chunk, takes longer than the matrix products.
-_CHUNK_POSITIONS = 512
+CHUNK_POSITIONS = 512
 
 
 @dataclass(frozen=True)
 class Loss:
     """Sums over the positions of one call, float32 scalars.
 
-    total: scale x (cross-entropy + z-loss), to call backward on. cross_entropy: sum of
-    -log p(target) in nats, detached. z_loss: sum of weight x logsumexp(logits)^2, detached.
+    total: scale x (cross-entropy + z-loss; see distill_loss for the other), to call backward on.
+    cross_entropy: sum of -log p(target) in nats, detached. z_loss: sum of weight x
+    logsumexp(logits)^2, detached.
+    kl: sum of KL(teacher || model) in nats, detached; None without a teacher.
     """
 
     total: Tensor
     cross_entropy: Tensor
     z_loss: Tensor
+    kl: Tensor | None = None
 
 
 def lm_loss(
@@ -75,11 +78,11 @@ class _LmLoss(torch.autograd.Function):
         grad_head = torch.zeros_like(head_VD, dtype=torch.float32) if wants_head else None
         cross_entropy = torch.zeros((), dtype=torch.float32, device=hidden.device)
         z_sum = torch.zeros_like(cross_entropy)
-        room = _Room(head, min(len(hidden), _CHUNK_POSITIONS), wants_head)
+        room = ChunkRoom(head, min(len(hidden), CHUNK_POSITIONS), wants_head)
         with torch.autocast(hidden.device.type, enabled=False):
-            for start in range(0, len(hidden), _CHUNK_POSITIONS):
-                chunk = hidden[start : start + _CHUNK_POSITIONS]
-                target_n1 = targets_N[start : start + _CHUNK_POSITIONS, None]
+            for start in range(0, len(hidden), CHUNK_POSITIONS):
+                chunk = hidden[start : start + CHUNK_POSITIONS]
+                target_n1 = targets_N[start : start + CHUNK_POSITIONS, None]
                 logits = room.logits(chunk, head)
                 picked_n1 = logits.gather(1, target_n1)
                 # Softmax by hand, in place: torch's fused log_softmax is 3x slower on a CPU.
@@ -96,7 +99,7 @@ class _LmLoss(torch.autograd.Function):
                 grad.scatter_add_(1, target_n1, torch.full_like(lse_n1, -scale))
                 grad = room.narrow(grad)
                 if grad_hidden is not None:
-                    grad_hidden[start : start + _CHUNK_POSITIONS] = grad @ head
+                    grad_hidden[start : start + CHUNK_POSITIONS] = grad @ head
                 if grad_head is not None:
                     room.add_product(grad_head, grad, chunk)
         ctx.grads = grad_hidden, grad_head
@@ -120,7 +123,7 @@ class _LmLoss(torch.autograd.Function):
         )
 
 
-class _Room:
+class ChunkRoom:
     """Buffers one chunk after the other is worked in: fresh pages cost more than the sums.
 
     n positions of a chunk; `wide` is float32, `narrow` the dtype of the products.

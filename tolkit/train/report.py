@@ -11,12 +11,16 @@ __all__ = ["HeldOut", "TrainReport"]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Mean -log p on held-out text, in nats a token, its standard error over `windows`."""
+    """Mean -log p on held-out text, in nats a token, its standard error over `windows`.
+
+    kl: mean KL(teacher || model) there, None without a teacher.
+    """
 
     loss: float
     loss_se: float
     tokens: int
     windows: int
+    kl: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -28,15 +32,20 @@ class HeldOut:
 class TrainReport:
     """One run.
 
-    out: the checkpoint. steps, tokens: trained in all. resumed_step: 0, or where this process
+    out: the checkpoint, or the bundle, whose identity is not None then. trained_parameters: those
+    that were not frozen. steps, tokens: trained in all. resumed_step: 0, or where this process
     took over. elapsed_s, tokens_per_s: of this process, evaluation left out of the rate.
     train_loss: mean cross-entropy of the last steps (at most 20), nats. held_out: None where no
-    text is held out. distinct_ids: mean a step. dtype: of matrix products.
+    text is held out; before: the same ahead of the first step, of a model that goes on with frozen
+    tables or a teacher. learning_rate: the peak. distinct_ids: mean a step. dtype: of matrix
+    products.
     """
 
     out: Path
+    identity: str | None
     architecture: str
     parameters: int
+    trained_parameters: int
     vocab_size: int
     steps: int
     tokens: int
@@ -45,6 +54,8 @@ class TrainReport:
     tokens_per_s: float
     train_loss: float
     held_out: HeldOut | None
+    before: HeldOut | None
+    learning_rate: float
     distinct_ids: float
     dtype: str
     device: str

@@ -9,38 +9,36 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 import tolkit
 from tolkit.data import Tokenizer
 from tolkit.errors import MismatchError
-from tolkit.model import (
-    CheckpointFiles,
-    Decoder,
-    ModelConfig,
-    checkpoint_tensors,
-    load_checkpoint,
-)
+from tolkit.model import Decoder, ModelConfig, RowSource
 from tolkit.progress import Progress
 from tolkit.train.batches import WindowOrder
 from tolkit.train.corpus import Corpus, choose_tokenizer, encode_corpus
+from tolkit.train.distill import Teacher
 from tolkit.train.optimizer import make_optimizer, restore_adam_state
+from tolkit.train.origin import Origin, load_start, load_teacher, open_origin
 from tolkit.train.precision import choose_device, choose_dtype
-from tolkit.train.spec import Recipe, TrainSpec, check_init, model_config, recipe_of
+from tolkit.train.shape import check_init, model_config
+from tolkit.train.spec import Recipe, TrainSpec, recipe_of
 from tolkit.train.state import WorkFolder
 from tolkit.train.step import accumulate_gradients
-from tolkit_formats import digests, files
+from tolkit_formats import files
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Session", "fitted_recipe", "open_session"]
 
 _TIMED_STEPS = 3
 
 
 @dataclass
 class Session:
-    """A run ready for its step `step` (steps finished so far)."""
+    """A run ready for its step `step` (steps finished so far).
+
+    rows: table rows that no step changes; None where the model's own FFN gives them.
+    """
 
     work: WorkFolder
     recipe: Recipe
@@ -51,7 +49,9 @@ class Session:
     tokenizer: Tokenizer
     corpus: Corpus
     order: WindowOrder
-    init_counts: npt.NDArray[np.uint64] | None
+    origin: Origin | None
+    rows: RowSource | None
+    teacher: Teacher | None
     dtype: torch.dtype
     device: torch.device
     step: int
@@ -67,38 +67,42 @@ def open_session(spec: TrainSpec, work: WorkFolder, progress: Progress) -> Sessi
     Raises:
         UsageError, MismatchError, DataError, CheckpointError: see `train`.
     """
-    recipe = recipe_of(spec)
     device = choose_device(spec.device)
-    init = None if spec.init is None else checkpoint_tensors(spec.init)
-    if init is not None:
-        check_init(spec, init.config)
+    origin = open_origin(spec)
+    recipe = fitted_recipe(spec, origin)
+    init = None if origin is None else origin.config
     held = work.read_plan()
     if held is None:
         work.forget()
     kept = work.path / "tokenizer"
     tokenizer = choose_tokenizer(spec, init, None if held is None else kept, progress)
     _keep_tokenizer(tokenizer, kept)
+    config = _config(spec, recipe, init, tokenizer)
+    teacher = load_teacher(spec, tokenizer, config, recipe.sequence, device)
     cache_dir = spec.cache_dir or work.path / "tokens"
     corpus = encode_corpus(spec, tokenizer, recipe.sequence, cache_dir, progress)
     order = WindowOrder(corpus.train, recipe.sequence, spec.seed)
-    config = _config(spec, recipe, init, tokenizer)
     asked = _identity(spec, recipe, config, tokenizer, corpus, device)
+    asked["init"] = None if origin is None else origin.digest
+    asked["distill"] = None if teacher is None else [teacher.identity, teacher.weight]
     if held is not None:
         work.require_same({name: held.get(name) for name in asked}, asked)
     dtype_name = str(held["dtype"]) if held is not None else ""
     dtype = choose_dtype(dtype_name or spec.dtype, device, config.hidden_size)
-    model = _model(spec, config, device)
+    model, rows = load_start(spec, origin, config, device)
     session = Session(
         work=work,
         recipe=recipe,
         steps=0,
         warmup_steps=0,
         model=model,
-        optimizer=make_optimizer(model, weight_decay=spec.weight_decay),
+        optimizer=make_optimizer(model, weight_decay=recipe.weight_decay),
         tokenizer=tokenizer,
         corpus=corpus,
         order=order,
-        init_counts=None if init is None else init.token_counts(),
+        origin=origin,
+        rows=rows,
+        teacher=teacher,
         dtype=dtype,
         device=device,
         step=0,
@@ -122,18 +126,32 @@ def _keep_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         files.write_atomic(folder / name, content)
 
 
+def fitted_recipe(spec: TrainSpec, origin: Origin | None) -> Recipe:
+    """The recipe of `spec`, its window no longer than the model it goes on from reads.
+
+    Raises:
+        UsageError: see `recipe_of` and `check_init`. MismatchError: a window given is longer.
+    """
+    recipe = recipe_of(spec)
+    if origin is None:
+        return recipe
+    check_init(spec, origin.config)
+    longest = origin.config.max_position_embeddings
+    if recipe.sequence > longest and spec.sequence is None and spec.freeze_tables:
+        return replace(recipe, sequence=longest)
+    if recipe.sequence > longest:
+        raise MismatchError(
+            f"sequence: {recipe.sequence}, {origin.path} reads at most {longest} positions",
+            hint="give a smaller --sequence",
+        )
+    return recipe
+
+
 def _config(
-    spec: TrainSpec, recipe: Recipe, init: CheckpointFiles | None, tokenizer: Tokenizer
+    spec: TrainSpec, recipe: Recipe, init: ModelConfig | None, tokenizer: Tokenizer
 ) -> ModelConfig:
     if init is not None:
-        config = init.config
-        if recipe.sequence > config.max_position_embeddings:
-            raise MismatchError(
-                f"sequence: {recipe.sequence}, the init checkpoint reads at most "
-                f"{config.max_position_embeddings} positions",
-                hint="give a smaller --sequence",
-            )
-        return config
+        return init
     padded = spec.vocab_size if spec.tokenizer is not None else None
     vocab_size = max(tokenizer.vocab_size, padded or 0)
     config = model_config(spec, vocab_size, recipe.sequence)
@@ -149,38 +167,28 @@ def _identity(
     device: torch.device,
 ) -> dict[str, object]:
     """All that decides the weights; an unfinished run continues only when this is equal."""
-    init_digest = None
-    if spec.init is not None:
-        weights = sorted(spec.init.glob("*.safetensors"))
-        init_digest = "+".join(digests.file_digest(path) for path in weights)
     return {
         "version": tolkit.__version__,
         "config": config.to_json(),
         "tokenizer": tokenizer.digest,
         "text": corpus.key,
         "vocab_size": spec.vocab_size,
-        "init": init_digest,
+        "freeze_tables": spec.freeze_tables,
+        "freeze_embeddings": spec.freeze_embeddings,
         "budget": {"steps": recipe.steps, "minutes": spec.minutes},
         "sequence": recipe.sequence,
         "batch": recipe.batch,
         "micro_batch": recipe.micro_batch,
         "learning_rate": recipe.learning_rate,
-        "final_ratio": spec.final_ratio,
+        "final_ratio": recipe.final_ratio,
         "warmup_steps": spec.warmup_steps,
-        "weight_decay": spec.weight_decay,
+        "weight_decay": recipe.weight_decay,
         "clip_norm": spec.clip_norm,
         "z_loss": spec.z_loss,
         "seed": spec.seed,
         "dtype_option": spec.dtype,
         "device": device.type,
     }
-
-
-def _model(spec: TrainSpec, config: ModelConfig, device: torch.device) -> Decoder:
-    if spec.init is not None:
-        return load_checkpoint(spec.init, dtype=torch.float32, device=device)
-    # Drawn on the CPU, so a seed means the same weights on every device.
-    return Decoder(config, generator=torch.Generator().manual_seed(spec.seed)).to(device)
 
 
 def _steps_of_minutes(spec: TrainSpec, session: Session) -> int:
@@ -196,6 +204,8 @@ def _steps_of_minutes(spec: TrainSpec, session: Session) -> int:
             micro_batch=session.recipe.micro_batch,
             z_weight=spec.z_loss,
             dtype=session.dtype,
+            rows=session.rows,
+            teacher=session.teacher,
         )
         session.optimizer.step()
         session.optimizer.zero_grad()
@@ -203,7 +213,7 @@ def _steps_of_minutes(spec: TrainSpec, session: Session) -> int:
         torch.cuda.synchronize()
     step_s = (time.perf_counter() - started) / _TIMED_STEPS
     # Learning rate 0 leaves the weights alone; the moments go.
-    session.optimizer = make_optimizer(session.model, weight_decay=spec.weight_decay)
+    session.optimizer = make_optimizer(session.model, weight_decay=session.recipe.weight_decay)
     return max(1, int(60 * spec.minutes / step_s))
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from tolkit.model import Decoder, RowSource, SharedRows
-from tolkit.train.loss import lm_loss
+from tolkit.train.distill import Teacher, distill_loss, head_of
+from tolkit.train.loss import Loss, lm_loss
 
 __all__ = ["StepLoss", "accumulate_gradients", "mean_loss"]
 
@@ -25,15 +26,26 @@ _KEPT_ACTIVATION_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class StepLoss:
-    """Means over the positions of a step, in nats; distinct_ids counts the FFN's rows."""
+    """Means over the positions of a step, in nats; distinct_ids counts the table rows.
+
+    kl: KL(teacher || model), None without a teacher.
+    """
 
     cross_entropy: float
     z_loss: float
     distinct_ids: int
+    kl: float | None = None
 
 
 def accumulate_gradients(
-    model: Decoder, windows_BS: Tensor, *, micro_batch: int, z_weight: float, dtype: torch.dtype
+    model: Decoder,
+    windows_BS: Tensor,
+    *,
+    micro_batch: int,
+    z_weight: float,
+    dtype: torch.dtype,
+    rows: RowSource | None = None,
+    teacher: Teacher | None = None,
 ) -> StepLoss:
     """Add to `.grad` the gradient of the mean loss over `windows_BS` (int64 [B, T + 1]).
 
@@ -41,26 +53,30 @@ def accumulate_gradients(
         micro_batch: windows of one forward pass.
         z_weight: weight of the z-loss.
         dtype: of the matrix products.
+        rows: table rows that take no gradient; None for the model's own FFN.
+        teacher: model to learn from as well, None for the text alone.
     """
     inputs_BT, targets_BT = windows_BS[:, :-1], windows_BS[:, 1:]
     positions = targets_BT.numel()
     starts = range(0, len(windows_BS), micro_batch)
     cross_entropy = torch.zeros((), device=windows_BS.device)
-    z_loss = torch.zeros_like(cross_entropy)
+    z_loss, kl = torch.zeros_like(cross_entropy), torch.zeros_like(cross_entropy)
     ids_n = torch.unique(inputs_BT)
     shared: SharedRows | None = None
     # A context of its own: autocast may cache weights cast without gradient (recompute).
     with _products_in(dtype, windows_BS.device):
-        if model.config.has_tables and len(starts) > 1:
+        if rows is None and model.config.has_tables and len(starts) > 1:
             shared = SharedRows(model, ids_n, recompute=_needs_recompute(model, len(ids_n)))
     with _products_in(dtype, windows_BS.device):
         for start in starts:
             part = slice(start, start + micro_batch)
-            hidden_ND = _hidden(model, inputs_BT[part], shared)
-            loss = lm_loss(
-                hidden_ND,
-                _head(model),
+            hidden_BTD = model.hidden(inputs_BT[part], rows=rows or shared)
+            loss = _loss_of(
+                model,
+                hidden_BTD.reshape(-1, model.config.hidden_size),
                 targets_BT[part].reshape(-1),
+                teacher,
+                None if teacher is None else teacher.hidden(inputs_BT[part]),
                 z_weight=z_weight,
                 scale=1.0 / positions,
                 dtype=dtype,
@@ -68,9 +84,44 @@ def accumulate_gradients(
             loss.total.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
             cross_entropy += loss.cross_entropy
             z_loss += loss.z_loss
+            if loss.kl is not None:
+                kl += loss.kl
         if shared is not None:
             shared.backward()
-    return StepLoss(cross_entropy.item() / positions, z_loss.item() / positions, len(ids_n))
+    return StepLoss(
+        cross_entropy.item() / positions,
+        z_loss.item() / positions,
+        len(ids_n),
+        None if teacher is None else kl.item() / positions,
+    )
+
+
+def _loss_of(
+    model: Decoder,
+    hidden_ND: Tensor,
+    targets_N: Tensor,
+    teacher: Teacher | None,
+    wanted_NC: Tensor | None,
+    *,
+    z_weight: float = 0.0,
+    scale: float = 1.0,
+    dtype: torch.dtype,
+) -> Loss:
+    """The loss of final hidden states; `wanted_NC` are the teacher's."""
+    head_VD = head_of(model)
+    if teacher is None or wanted_NC is None:
+        return lm_loss(hidden_ND, head_VD, targets_N, z_weight=z_weight, scale=scale, dtype=dtype)
+    return distill_loss(
+        hidden_ND,
+        head_VD,
+        wanted_NC,
+        head_of(teacher.model),
+        targets_N,
+        weight=teacher.weight,
+        z_weight=z_weight,
+        scale=scale,
+        dtype=dtype,
+    )
 
 
 def _needs_recompute(model: Decoder, distinct_ids: int) -> bool:
@@ -81,31 +132,35 @@ def _needs_recompute(model: Decoder, distinct_ids: int) -> bool:
 
 
 @torch.no_grad()
-def mean_loss(model: Decoder, windows_BS: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Mean -log p in nats of each window's targets: float32 [B]. `windows_BS` int64 [B, T + 1]."""
+def mean_loss(
+    model: Decoder,
+    windows_BS: Tensor,
+    *,
+    dtype: torch.dtype,
+    rows: RowSource | None = None,
+    teacher: Teacher | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Means over each window of `windows_BS` (int64 [B, T + 1]), in nats, float32 [B].
+
+    Returns:
+        -log p of the targets; KL(teacher || model), None without a teacher.
+    """
+    inputs_BT, targets_BT = windows_BS[:, :-1], windows_BS[:, 1:]
+    length = targets_BT.shape[1]
+    losses, divergences = [], []
     with _products_in(dtype, windows_BS.device):
-        hidden_ND = _hidden(model, windows_BS[:, :-1], None)
-        width = windows_BS.shape[1] - 1
-        means = [
-            lm_loss(
-                hidden_ND[i * width : (i + 1) * width],
-                _head(model),
-                windows_BS[i, 1:],
-                dtype=dtype,
-            ).cross_entropy
-            / width
-            for i in range(len(windows_BS))
-        ]
-    return torch.stack(means)
+        hidden_BTD = model.hidden(inputs_BT, rows=rows)
+        wanted_BTC = None
+        if teacher is not None:
+            wanted_BTC = teacher.hidden(inputs_BT).reshape(*inputs_BT.shape, -1)
+        for i in range(len(windows_BS)):
+            wanted_TC = None if wanted_BTC is None else wanted_BTC[i]
+            loss = _loss_of(model, hidden_BTD[i], targets_BT[i], teacher, wanted_TC, dtype=dtype)
+            losses.append(loss.cross_entropy / length)
+            if loss.kl is not None:
+                divergences.append(loss.kl / length)
+    return torch.stack(losses), torch.stack(divergences) if divergences else None
 
 
 def _products_in(dtype: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
-
-
-def _hidden(model: Decoder, ids_BT: Tensor, rows: RowSource | None) -> Tensor:
-    return model.hidden(ids_BT, rows=rows).reshape(-1, model.config.hidden_size)
-
-
-def _head(model: Decoder) -> Tensor:
-    return model.embedding if model.lm_head is None else model.lm_head.weight

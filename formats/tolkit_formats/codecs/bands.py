@@ -138,7 +138,7 @@ class Bands:
         wide["codebooks"] = np.asarray(shared["codebooks"], np.float32)
         wide["scales"] = np.asarray(shared[self.scales_name], np.float32)
         if self.basis:
-            wide["basis"] = self._basis_RD(shared)[self.stored_C]
+            wide["basis"] = self.basis_rows(shared)[self.stored_C]
         return wide
 
     def decode(
@@ -185,7 +185,8 @@ class Bands:
         blocks = full_NR.reshape(len(full_NR), -1, size) @ hadamard_block(size)
         return np.ascontiguousarray(blocks.reshape(full_NR.shape))
 
-    def _basis_RD(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+    def basis_rows(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """All rows of the basis expanded: float32 [R, D]; BundleError for an illegal code."""
         packed = np.asarray(shared["basis"])
         pieces = []
         start = 0
