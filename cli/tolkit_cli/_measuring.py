@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tolkit.measured import Measured
     from tolkit.tables import Runnable
 
-__all__ = ["MeasuringOptions", "judge_for", "known_from", "require_unused"]
+__all__ = ["MeasuringOptions", "judge_for", "known_from", "require_kin", "require_unused"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ def known_from(options: MeasuringOptions) -> Measured:
     return Measured() if options.measured is None else load_measured(options.measured)
 
 
+def require_kin(model: Runnable, partner: Runnable | None, options: MeasuringOptions) -> None:
+    """MismatchError where the reference is of other weights, unless that is allowed."""
+    from tolkit.tables import require_partners
+
+    if partner is None or options.other_reference or partner.identity == model.identity:
+        return
+    if model.kind == "bundle":
+        require_partners(model, partner)
+    else:
+        require_partners(partner, model)
+
+
 def judge_for(
     out: Output, model_path: Path, options: MeasuringOptions, *, itself: bool = True
 ) -> tuple[Runnable, Judge]:
@@ -66,7 +78,7 @@ def judge_for(
     from tolkit.errors import UsageError
     from tolkit.evaluate import windows_of
     from tolkit.evaluate.judge import Judge
-    from tolkit.tables import load_runnable, require_partners
+    from tolkit.tables import load_runnable
 
     if not options.data:
         raise UsageError("--data: quality is measured on text", hint="add --data TEXT")
@@ -74,9 +86,7 @@ def judge_for(
     with out.timing("load"):
         model = load_runnable(model_path)
         partner = load_runnable(options.reference) if options.reference else None
-    if partner and not options.other_reference and partner.identity != model.identity:
-        pair = (model, partner) if model.kind == "bundle" else (partner, model)
-        require_partners(*pair)
+    require_kin(model, partner, options)
     with out.timing("text"):
         documents = read_documents(options.data)
         if options.limit_tokens is not None:

@@ -89,6 +89,9 @@ def fit_bands(
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
     ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
     shape = _shape(source, plan, ranges)
+    if plan.bands.predictor_bits is None:
+        if smallest_bytes(shape, wish.predictor_bits or 0) > plan.table_bytes:
+            wish = replace(wish, predictor_bits=0)
     require_room(shape, wish.predictor_bits or 0, plan.table_bytes)
     scratch = _Scratch(work)
     job = _Job(

@@ -12,17 +12,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tolkit import __version__
 from tolkit.bundling import BundleReport, Resources
-from tolkit.compress import CompressSpec, compress_options, open_for
+from tolkit.compress import CompressSpec, open_for
 from tolkit.compress.bound import Bound
 from tolkit.compress.fit_bands import floor_bytes
 from tolkit.compress.plan import plan_compress
+from tolkit.compress.recipe import recipe_of
 from tolkit.compress.search_sizes import next_size
 from tolkit.compress.workshop import Candidate, Workshop, workshop
 from tolkit.errors import GateError, TolError
 from tolkit.evaluate.judge import Judge
-from tolkit.measured import Measured, Measurement, recipe_digest
+from tolkit.measured import Measured, Measurement
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.quality_log import RecordedMetric
 
@@ -117,13 +117,7 @@ class _Search:
         source, counts_V, calibration = open_for(shop.source_path, spec)
         self._values = source.vocab_size * source.num_layers * source.hidden_size
         self._floor = floor_bytes(source, plan_compress(source, spec), counts_V)
-        self._recipe = recipe_digest(
-            compress_options(spec, counts_V is not None, calibration),
-            sources=source.sources(),
-            parent=source.identity,
-            counts_V=source.token_counts_V,
-            tool=f"tolkit {__version__}",
-        )
+        self._recipe = recipe_of(source, spec, counts_V, calibration)
         for entry in shop.known:
             if entry.recipe == self._recipe and entry.budget_bytes is not None:
                 self._points[entry.budget_bytes] = self._point(entry, reused=True)
