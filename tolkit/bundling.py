@@ -148,6 +148,7 @@ def write_bundle(
             plan = filled_plan(plan, filled)
             shared: Shared = WorkingArrays(filled.layers)
             stored = _named({layer: decided.stored for layer, decided in filled.layers.items()})
+            _require_same_fit(source, writer, plan, stored)
         else:
             shared = fit_bases(source, plan, weights, writer, pool, progress)
             stored = _named(_stored_bases(source, plan, shared))
@@ -252,6 +253,27 @@ def _named(
         for layer, arrays in layers.items()
         for name, array in arrays.items()
     }
+
+
+def _require_same_fit(
+    source: TableSource,
+    writer: BundleWriter,
+    plan: EncodePlan,
+    stored: Mapping[str, tuple[str, npt.NDArray[Any]]],
+) -> None:
+    """Start over where finished shards were encoded with another fit.
+
+    A fit is made again after a crash, and on another machine it may round otherwise.
+    """
+    arrays = {
+        name: digests.array_digest(dtype, array.shape, [array])
+        for name, (dtype, array) in stored.items()
+    }
+    fit = digests.json_digest({"planes": plan.to_json(), "arrays": arrays})
+    if writer.note("bands") not in (None, fit):
+        writer.start_over()
+        _write_side_files(source, writer)
+    writer.remember("bands", fit)
 
 
 def _stored_bases(

@@ -13,6 +13,7 @@ from tolkit_formats.limits import (
     MAX_HIDDEN_SIZE,
     MAX_INTEGER,
     MAX_LAYERS,
+    MAX_MANIFEST_BYTES,
     MAX_SHARD_BYTES,
     MAX_SHARDS,
     MAX_STRIDE_BYTES,
@@ -32,8 +33,8 @@ from tolkit_formats.manifest import (
     Manifest,
     Sources,
 )
-from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import Plane, Tier, lay_out
+from tolkit_formats.shared_rules import read_predictors, require_agreement
 
 __all__ = ["parse_manifest"]
 
@@ -48,6 +49,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         UnsupportedVersionError: another major version, or a required feature unknown here.
         BundleError: anything that breaks a rule, named by field.
     """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where}: {len(data):,} bytes, limit {MAX_MANIFEST_BYTES:,}")
     value = strict_json.parse(data, where)
     root = Fields(value, where)
     version = _version(root)
@@ -79,7 +82,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         files=_files(root),
         history=_history(root),
         mapped_slots=mapped,
-        predictors=_predictors(root, hidden_size, kept),
+        predictors=read_predictors(root, hidden_size, kept),
         combine=root.text("combine", COMBINE_RULES),
         lookup_scale=root.number("lookup_scale"),
         out_of_range=root.text("out_of_range", ("error", "row_0", "zero")),
@@ -156,6 +159,7 @@ def _tiers(
         raise BundleError(
             f"{root.where}: tiers hold {next_slot} rows, expected vocab_size {vocab_size}"
         )
+    require_agreement(tiers, root.where)
     return tuple(tiers)
 
 
@@ -172,26 +176,6 @@ def _plane(entry: Fields, hidden_size: int) -> Plane:
     )
     entry.done()
     return plane
-
-
-def _predictors(root: Fields, hidden_size: int, kept: tuple[int, ...]) -> dict[int, Predictor]:
-    """The optional list; written only when it is not empty."""
-    if not root.has("predictors"):
-        return {}
-    predictors = {}
-    for entry in root.objects("predictors", longest=MAX_LAYERS):
-        layer = entry.integer("layer", 0, MAX_LAYERS - 1)
-        params = {name: entry.get(name) for name in entry.value if name != "layer"}
-        try:
-            predictors[layer] = Predictor.from_json(params, hidden_size)
-        except BundleError as error:
-            raise BundleError(f"{entry.where}: {error.message}") from error
-    order = list(predictors)
-    if not order or order != sorted(order) or not set(order) <= set(kept):
-        raise BundleError(f"{root.where}: predictors must name kept layers in order, each once")
-    if len(order) != len(root.value["predictors"]):
-        raise BundleError(f"{root.where}: predictors names a layer twice")
-    return predictors
 
 
 def _check_tier(tier: Tier, kept: tuple[int, ...], where: str) -> None:

@@ -72,9 +72,7 @@ class CountingJudge(Judge):
         return super().records(paths, progress)
 
 
-def search(
-    checkpoint: Path, out: Path, judge: Judge, bound: Bound = LOOSE, **more: Any
-) -> Found:
+def search(checkpoint: Path, out: Path, judge: Judge, bound: Bound = LOOSE, **more: Any) -> Found:
     return smallest_bundle(
         checkpoint,
         out,

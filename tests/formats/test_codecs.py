@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from _bands import bands
 
 from tolkit_formats.codecs import CODECS, Codec, FourBit, Int8, Raw, Svd, codec_from_json
 from tolkit_formats.codecs.fourbit import CODE_ORDER, CODEBOOKS, DECISION_BOUNDS
@@ -239,6 +240,7 @@ def test_check_names_what_no_encoder_writes(
 def test_the_registry_builds_every_codec_under_its_own_name() -> None:
     samples = {**{str(p["name"]): p for p in PARAMS}}
     samples["svd"] = {"name": "svd", "rank": 2, "inner": {"name": "int8"}}
+    samples["bands"] = bands([[2, 4]])
     assert sorted(CODECS) == sorted(samples)
     for name, params in samples.items():
         assert codec_from_json(params, 64).name == name

@@ -11,15 +11,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tolkit.compress.allocate import fill, widths_at
+from tolkit.compress.allocate import Allocation, fill, widths_at
 from tolkit.compress.bands import LayerFit
-from tolkit.compress.resolve import BandsLayer, resolve
+from tolkit.compress.resolve import BandsLayer, layer_codecs, resolve
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Bands
 from tolkit_formats.predictor import Predictor
 from tolkit_formats.reader import shared_name
-from tolkit_formats.records import Tier, lay_out
-from tolkit_formats.sizes import SharedShapes, table_bytes
+from tolkit_formats.records import STRIDE_MULTIPLE, Tier, lay_out
+from tolkit_formats.sizes import table_bytes
 
 __all__ = [
     "MOST_WALKS",
@@ -97,22 +97,20 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
     Raises:
         UsageError: not even records without codes fit; says how much would.
     """
-    record_bytes = budget_bytes
-    needs = [fit.need for fit in fits]
-    filled = _filled(fits, shape, 0)
-    if filled.table_bytes > budget_bytes:
-        raise _below(budget_bytes, filled.table_bytes, shape)
-    best = filled
-    for _ in range(8):
-        filled = _filled(fits, shape, record_bytes)
-        excess = filled.table_bytes - budget_bytes
-        if excess <= 0:
-            best = max(best, filled, key=lambda f: f.table_bytes)
-            if -excess <= 0.002 * budget_bytes:
-                break
-        record_bytes -= excess + (64 if excess > 0 else 0)
-    assert needs
-    return best
+    best = _Sized.of(fits, shape, 0)
+    if best.table_bytes > budget_bytes:
+        raise _below(budget_bytes, best.table_bytes, shape)
+    # More records also bring more rows of bases, so what is left for records has to be searched.
+    low, high = 0, budget_bytes + 1
+    while high - low > STRIDE_MULTIPLE:
+        middle = (low + high) // 2
+        sized = _Sized.of(fits, shape, middle)
+        if sized.table_bytes <= budget_bytes:
+            low, best = middle, sized
+        else:
+            high = middle
+    decided = resolve(fits, best.allocation, shape.hidden_size)
+    return Filled(dict(zip(shape.layers, decided, strict=True)), best.tiers, best.table_bytes)
 
 
 def require_room(shape: Shape, predictor_bits: int, budget_bytes: int) -> None:
@@ -132,18 +130,34 @@ def _below(budget_bytes: int, floor_bytes: int, shape: Shape) -> UsageError:
     )
 
 
-def _filled(fits: Sequence[LayerFit], shape: Shape, record_bytes: int) -> Filled:
-    allocation = fill([fit.need for fit in fits], shape.tier_rows, record_bytes)
-    decided = resolve(fits, allocation, shape.hidden_size)
-    layers = dict(zip(shape.layers, decided, strict=True))
-    tiers: list[Tier] = []
-    first_slot = 0
-    for index, rows in enumerate(shape.tier_rows):
-        codecs = [(layer, decision.codecs[index]) for layer, decision in layers.items()]
-        tiers.append(lay_out(codecs, rows, index=index, first_slot=first_slot))
-        first_slot += rows
-    size = table_bytes(tiers, _shapes(layers), mapped_vocab_size=shape.mapped_vocab_size)
-    return Filled(layers, tuple(tiers), size)
+@dataclass(frozen=True)
+class _Sized:
+    """An allocation and what it takes, before any array is made."""
+
+    allocation: Allocation
+    tiers: tuple[Tier, ...]
+    table_bytes: int
+
+    @classmethod
+    def of(cls, fits: Sequence[LayerFit], shape: Shape, record_bytes: int) -> _Sized:
+        allocation = fill([fit.need for fit in fits], shape.tier_rows, record_bytes)
+        decided = {
+            layer: layer_codecs(fit, widths_TR, shape.hidden_size)
+            for layer, fit, widths_TR in zip(shape.layers, fits, allocation.widths, strict=True)
+        }
+        tiers: list[Tier] = []
+        first_slot = 0
+        for index, rows in enumerate(shape.tier_rows):
+            codecs = [(layer, decision.codecs[index]) for layer, decision in decided.items()]
+            tiers.append(lay_out(codecs, rows, index=index, first_slot=first_slot))
+            first_slot += rows
+        shapes = {
+            shared_name(layer, name): stored
+            for layer, decision in decided.items()
+            for name, stored in decision.shared_shapes().items()
+        }
+        size = table_bytes(tiers, shapes, mapped_vocab_size=shape.mapped_vocab_size)
+        return cls(allocation, tuple(tiers), size)
 
 
 def smallest_bytes(shape: Shape, predictor_bits: int) -> int:
@@ -163,14 +177,6 @@ def smallest_bytes(shape: Shape, predictor_bits: int) -> int:
         shared_name(layer, name): array for layer in shape.layers for name, array in shapes.items()
     }
     return table_bytes(tiers, shared, mapped_vocab_size=shape.mapped_vocab_size)
-
-
-def _shapes(layers: Mapping[int, BandsLayer]) -> SharedShapes:
-    return {
-        shared_name(layer, name): (dtype, array.shape)
-        for layer, decision in layers.items()
-        for name, (dtype, array) in decision.stored.items()
-    }
 
 
 def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:

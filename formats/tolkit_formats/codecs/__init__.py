@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tolkit_formats.codecs.bands import Bands
@@ -23,6 +24,7 @@ __all__ = [
     "Int8",
     "Raw",
     "Svd",
+    "check_shared",
     "codec_from_json",
     "codec_label",
     "prepared",
@@ -67,6 +69,16 @@ def prepared(codec: Codec, shared: Mapping[str, NDArray[Any]]) -> Mapping[str, N
     if isinstance(codec, Bands):
         return codec.prepared(shared)
     return {name: array.astype("float32") for name, array in shared.items()}
+
+
+def check_shared(codec: Codec, shared: Mapping[str, NDArray[Any]]) -> None:
+    """BundleError, naming the array, when a plane's shared arrays are none an encoder writes."""
+    if isinstance(codec, Bands):
+        codec.check_shared(shared)
+        return
+    for name in codec.shared_shapes():
+        if not np.isfinite(shared[name]).all():
+            raise BundleError(f"{name}: holds NaN or infinity")
 
 
 def _svd_from_json(params: Mapping[str, object], width: int) -> Codec:
