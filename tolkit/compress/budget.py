@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,13 +15,24 @@ from tolkit.compress.allocate import Allocation, fill, widths_at
 from tolkit.compress.bands import LayerFit
 from tolkit.compress.resolve import BandsLayer, layer_codecs, resolve
 from tolkit.errors import UsageError
+from tolkit_formats.codecs import Bands
+from tolkit_formats.predictor import Predictor
 from tolkit_formats.reader import shared_name
 from tolkit_formats.records import STRIDE_MULTIPLE, Tier, lay_out
 from tolkit_formats.sizes import table_bytes
 
-__all__ = ["Filled", "Shape", "fill_budget", "search_price", "size_at"]
+__all__ = [
+    "MOST_WALKS",
+    "Filled",
+    "Shape",
+    "fill_budget",
+    "require_room",
+    "search_price",
+    "size_at",
+    "smallest_bytes",
+]
 
-_WALKS = 6
+MOST_WALKS = 7
 _CLOSE = 0.05  # relative change of the price that another walk is not worth
 
 
@@ -37,11 +48,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Filled:
-    """A budget, filled: everything to store, and exactly how large it will be."""
+    """A budget, filled: everything to store, and exactly how large it will be.
+
+    walks: that the search for the price took.
+    """
 
     layers: Mapping[int, BandsLayer]
     tiers: tuple[Tier, ...]
     table_bytes: int
+    walks: int = 0
 
 
 def search_price(
@@ -59,7 +74,7 @@ def search_price(
     fits = walk(0.0)
     tried = [math.log(_fitting_price(fits, shape, budget_bytes))]
     foreseen = False
-    for _ in range(_WALKS):
+    for _ in range(MOST_WALKS - 1):
         fits = walk(math.exp(tried[-1]))
         fitting = math.log(_fitting_price(fits, shape, budget_bytes))
         if abs(fitting - tried[-1]) < _CLOSE:
@@ -84,13 +99,7 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
     """
     best = _Sized.of(fits, shape, 0)
     if best.table_bytes > budget_bytes:
-        values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
-        raise UsageError(
-            f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
-            f"records of {sum(shape.tier_rows):,} tokens take {best.table_bytes:,} bytes "
-            f"({8 * best.table_bytes / values:.3f} bits/value of the kept layers)",
-            hint=f"give at least {best.table_bytes:,} bytes, or --predict 0",
-        )
+        raise _below(budget_bytes, best.table_bytes, shape)
     # More records also bring more rows of bases, so what is left for records has to be searched.
     low, high = 0, budget_bytes + 1
     while high - low > STRIDE_MULTIPLE:
@@ -102,6 +111,23 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
             high = middle
     decided = resolve(fits, best.allocation, shape.hidden_size)
     return Filled(dict(zip(shape.layers, decided, strict=True)), best.tiers, best.table_bytes)
+
+
+def require_room(shape: Shape, predictor_bits: int, budget_bytes: int) -> None:
+    """UsageError where `budget_bytes` is below the floor, before anything is fitted."""
+    floor = smallest_bytes(shape, predictor_bits)
+    if floor > budget_bytes:
+        raise _below(budget_bytes, floor, shape)
+
+
+def _below(budget_bytes: int, floor_bytes: int, shape: Shape) -> UsageError:
+    values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
+    return UsageError(
+        f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
+        f"records of {sum(shape.tier_rows):,} tokens take {floor_bytes:,} bytes "
+        f"({8 * floor_bytes / values:.3f} bits/value of the kept layers)",
+        hint=f"give at least {floor_bytes:,} bytes, or --predict 0",
+    )
 
 
 @dataclass(frozen=True)
@@ -132,6 +158,25 @@ class _Sized:
         }
         size = table_bytes(tiers, shapes, mapped_vocab_size=shape.mapped_vocab_size)
         return cls(allocation, tuple(tiers), size)
+
+
+def smallest_bytes(shape: Shape, predictor_bits: int) -> int:
+    """Bytes under tables/ of the smallest bundle: means, predictions, records without codes."""
+    width = shape.hidden_size
+    codec = Bands(width, 0, (), (), (), 0)
+    shapes = dict(codec.shared_shapes())
+    if predictor_bits:
+        shapes |= Predictor(width, predictor_bits).shared_shapes()
+    tiers: list[Tier] = []
+    first_slot = 0
+    for index, rows in enumerate(shape.tier_rows):
+        planes = [(layer, replace(codec, tier=index)) for layer in shape.layers]
+        tiers.append(lay_out(planes, rows, index=index, first_slot=first_slot))
+        first_slot += rows
+    shared = {
+        shared_name(layer, name): array for layer in shape.layers for name, array in shapes.items()
+    }
+    return table_bytes(tiers, shared, mapped_vocab_size=shape.mapped_vocab_size)
 
 
 def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:

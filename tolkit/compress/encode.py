@@ -31,6 +31,7 @@ from tolkit_formats.records import Tier
 from tolkit_formats.writer import BundleWriter, ShardWriter
 
 __all__ = [
+    "HELD_BYTES",
     "WORK_ROWS",
     "Shared",
     "block_target",
@@ -46,7 +47,7 @@ Matrix products may round differently for another number of rows, so this is par
 bits and never a function of the thread count.
 """
 
-_HELD_BYTES = 64 << 20
+HELD_BYTES = 64 << 20
 
 Shared = Mapping[int, Mapping[str, Tensor]]
 """layer -> the plane's shared arrays (bases, float16)."""
@@ -138,11 +139,11 @@ def _encode_shard(
 
 def _blocks_at_once(tier: Tier, source: TableSource, plan: EncodePlan, threads: int) -> int:
     """Blocks that take turns at each layer: a multiple of `threads`, so that reading a layer (its
-    weights widened to float32) serves as many rows as _HELD_BYTES of records, carries and sums
+    weights widened to float32) serves as many rows as HELD_BYTES of records, carries and sums
     allow."""
     waiting = len(plan.folded)
     block_bytes = WORK_ROWS * (tier.stride + 4 * source.hidden_size * (2 + waiting))
-    return threads * max(1, _HELD_BYTES // (threads * block_bytes))
+    return threads * max(1, HELD_BYTES // (threads * block_bytes))
 
 
 def row_blocks(start: int, stop: int, threads: int) -> Iterator[list[tuple[int, int]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,8 +44,9 @@ def lloyd_max(samples_S: npt.NDArray[np.float64], bits: int) -> npt.NDArray[np.f
     return values
 
 
+@cache
 def gaussian_codebook(bits: int) -> npt.NDArray[np.float64]:
-    """The codebook of a normal distribution of variance 1."""
+    """The codebook of a normal distribution of variance 1; not to be written to."""
     count = 1 << bits
     grid = np.linspace(-6.0, 6.0, 1 << 16)
     density = np.exp(-(grid**2) / 2)
@@ -56,6 +59,7 @@ def gaussian_codebook(bits: int) -> npt.NDArray[np.float64]:
         edges = np.append(edges, len(grid))
         held = np.diff(mass[edges])
         values = np.where(held > 0, np.diff(moment[edges]) / np.maximum(held, 1e-300), values)
+    values.flags.writeable = False
     return values
 
 
