@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from _nano import nano_checkpoint, reseal, tree_bytes
-from _pico import pico_checkpoint, pico_counts, pico_model, pico_tokenizer_files
+from _nano import RAW_F32, nano_checkpoint, reseal, tree_bytes, write_nano
+from _pico import pico_counts, pico_model, pico_tokenizer_files
 
 from tolkit.build import build
 from tolkit.bundling import BundleReport, Resources
@@ -36,9 +36,12 @@ LARGE = 2048
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """V 96, D 32, L 3, Zipf counts."""
+    """V 96, D 32, L 3, counts of three tiers."""
     path = tmp_path_factory.mktemp("pico") / "ckpt"
-    return pico_checkpoint(path, num_hidden_layers=LAYERS)
+    model = pico_model("memory", num_hidden_layers=LAYERS)
+    counts_V = np.random.default_rng(0).permutation(np.repeat([1000, 30, 0], 32))
+    save_checkpoint(model, path, pico_tokenizer_files(), counts_V.astype(np.uint64))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +53,9 @@ def exact(checkpoint: Path) -> Rows:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """V 2048, D 16, L 3: enough rows for several tiers and small steps of size."""
+    """V 2048, D 32, L 5: enough rows for several tiers and small steps of size."""
     path = tmp_path_factory.mktemp("nano") / "ckpt"
-    return nano_checkpoint(path, vocab_size=LARGE, hidden_size=16)
+    return nano_checkpoint(path, vocab_size=LARGE, hidden_size=32, num_hidden_layers=5)
 
 
 @pytest.fixture(scope="module")
@@ -77,27 +80,38 @@ def rows_of(path: Path) -> Rows:
 def lost(got: Rows, want: Rows, weights_V: npt.NDArray[np.float64] | None = None) -> float:
     """Weighted norm of the error of the sum over layers, relative to the sum."""
     scale = np.ones(len(want)) if weights_V is None else weights_V**0.5
-    error = np.linalg.norm((got - want).sum(axis=1) * scale[:, None])
+    error = np.linalg.norm((got.sum(axis=1) - want.sum(axis=1)) * scale[:, None])
     return float(error / np.linalg.norm(want.sum(axis=1) * scale[:, None]))
+
+
+def objective(got: Rows, want: Rows, weights_V: npt.NDArray[np.float64]) -> float:
+    """What widths are shared out for: weighted squared errors of the running sum after each
+    layer, the last one three times, relative to the rows."""
+    errors_VL = np.square((got - want).cumsum(axis=1)).sum(axis=2)
+    layer_L = np.ones(want.shape[1])
+    layer_L[-1] = 3.0
+    return float(weights_V @ errors_VL @ layer_L / (weights_V @ np.square(want).sum(axis=(1, 2))))
 
 
 # Sizes.
 
 
 def test_bytes_come_close_below_the_budget(large: Path, large_rows: Rows, tmp_path: Path) -> None:
-    before = 2.0
+    before = 9.0
+    counts = open_source(large).token_counts_V
+    assert counts is not None
     for bits in (1.5, 2.0, 3.0, 4.5):
         out = tmp_path / f"{bits}.tol"
         report = run(large, out, bits_per_value=bits)
         budget = int(bits * large_rows.size / 8)
         stored = sum(file.stat().st_size for file in (out / "tables").iterdir())
         assert stored == report.table_bytes == open_bundle(out).table_bytes
-        assert 0.99 * budget <= stored <= budget, (bits, stored / budget)
+        assert 0.98 * budget <= stored <= budget, (bits, stored / budget)
         assert len(open_bundle(out).manifest.tiers) > 2
-        error = lost(rows_of(out), large_rows)
-        assert error < before
+        error = objective(rows_of(out), large_rows, (counts + 1.0) ** 0.5)
+        assert error < before, bits
         before = error
-    assert before < 0.2
+    assert before < 0.05
 
 
 @pytest.mark.parametrize("transform", ["klt", "hadamard"])
@@ -163,7 +177,7 @@ def test_feedback_keeps_the_running_sum(large: Path, large_rows: Rows, tmp_path:
 def test_numpy_reads_what_the_encoder_decoded(
     checkpoint: Path, tmp_path: Path, transform: str, predictor_bits: int
 ) -> None:
-    """Rows are right to 1e-6 of their norm, so the carry that later layers repaid is the true one."""
+    """So what later layers repaid is what the reader will miss."""
     decoded: dict[tuple[int, int], torch.Tensor] = {}
     whole = encode.encode_block
 
@@ -203,27 +217,28 @@ def test_planes_of_a_source_are_rows_of_the_reader(checkpoint: Path, tmp_path: P
                 assert (np.abs(got - want[first:stop, layer]) <= 1e-6 * norm).all()
 
 
-def test_prediction_helps_where_rows_follow_embeddings(large: Path, tmp_path: Path) -> None:
-    """A model whose down projections are small is nearly linear in nothing; so only sameness of
-    size and a legal bundle are asked, and less error where the FFN is made almost linear."""
-    model = pico_model(
-        "memory", vocab_size=LARGE, hidden_size=16, num_hidden_layers=1, memory_intermediate_size=24
-    )
+def test_prediction_helps_where_rows_follow_embeddings(tmp_path: Path) -> None:
+    """The gate is the same for all tokens, so rows are linear in the unit embedding."""
+    config = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 1024}
+    model = pico_model("memory", **config)
     with torch.no_grad():
-        gate = model.state_dict()["model.layers.0.memory_mlp.gate_proj.weight"]
-        up = model.state_dict()["model.layers.0.memory_mlp.up_proj.weight"]
-        gate.zero_()
-        gate[:, 0] = 0.02
-        up[:, 1:] *= 5
-    save_checkpoint(model, tmp_path / "linear", pico_tokenizer_files(), None)
-    build(tmp_path / "linear", tmp_path / "exact.tol", dtype="f32", progress=SilentProgress())
+        state = model.state_dict()
+        embedding_VD = state["model.embed_tokens.weight"]
+        embedding_VD[:, 0] = 30.0
+        for layer in range(2):
+            gate = state[f"model.layers.{layer}.memory_mlp.gate_proj.weight"]
+            gate.zero_()
+            gate[:, 0] = 1.0
+    save_checkpoint(model, tmp_path / "ckpt", pico_tokenizer_files(), None)
+    build(tmp_path / "ckpt", tmp_path / "exact.tol", dtype="f32", progress=SilentProgress())
     want = rows_of(tmp_path / "exact.tol")
     errors = []
-    for bits in (0, 8):
+    for bits in (0, 3):
         out = tmp_path / f"{bits}.tol"
-        run(tmp_path / "linear", out, bits_per_value=3.0, bands=BandsWish("klt", bits))
-        errors.append(lost(rows_of(out), want))
-    assert errors[1] < errors[0]
+        run(tmp_path / "ckpt", out, bits_per_value=3.0, bands=BandsWish("klt", bits))
+        centred = want - want.mean(axis=0)
+        errors.append(lost(rows_of(out) - want + centred, centred))
+    assert errors[1] < 0.7 * errors[0]
 
 
 def test_frequent_tokens_lose_less(large: Path, large_rows: Rows, tmp_path: Path) -> None:
@@ -261,8 +276,7 @@ def test_a_metric_is_used_and_its_numbers_are_looked_at(checkpoint: Path, tmp_pa
 
 def test_two_runs_and_two_threads_give_the_same_files(large: Path, tmp_path: Path) -> None:
     for name, threads in (("first", 1), ("second", 1), ("threads", 2)):
-        run(large, tmp_path / name / "b.tol" if False else tmp_path / f"{name}.tol", threads,
-            bits_per_value=2.5)  # fmt: skip
+        run(large, tmp_path / f"{name}.tol", threads, bits_per_value=2.5)
     first = tree_bytes(tmp_path / "first.tol")
     assert tree_bytes(tmp_path / "second.tol") == first
     assert tree_bytes(tmp_path / "threads.tol") == first
@@ -330,22 +344,21 @@ def test_spilled_walks_are_as_good_as_those_in_memory(
 @pytest.mark.parametrize(
     ("overrides", "counts"),
     [
-        ({"hidden_size": 28}, "zipf"),
-        ({"vocab_size": 33}, "zipf"),
+        ({"hidden_size": 40}, "zipf"),
         ({"num_hidden_layers": 1}, "zipf"),
         ({}, "none"),
         ({}, "zeros"),
         ({}, "equal"),
         ({}, "one token"),
     ],
-    ids=["D of blocks of 4", "V 33", "one layer", "no counts", "zeros", "equal", "one token"],
+    ids=["D of blocks of 8", "one layer", "no counts", "zeros", "equal", "one token"],
 )
 @pytest.mark.parametrize("transform", ["klt", "hadamard"])
 def test_corners(tmp_path: Path, overrides: dict[str, int], counts: str, transform: str) -> None:
-    config = {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 96, **overrides}
+    config = {"hidden_size": 32, "num_hidden_layers": 2, **overrides}
     counts_V = {
         "none": None,
-        "zipf": pico_counts()[: config["vocab_size"]],
+        "zipf": pico_counts(),
         "zeros": np.zeros(96, np.uint64),
         "equal": np.full(96, 9, np.uint64),
         "one token": (np.arange(96) == 5).astype(np.uint64) * np.uint64(10**12),
@@ -358,6 +371,21 @@ def test_corners(tmp_path: Path, overrides: dict[str, int], counts: str, transfo
         tmp_path / "ckpt", tmp_path / "b.tol", bits_per_value=20.0, bands=BandsWish(transform, None)
     )
     assert lost(rows_of(tmp_path / "b.tol"), rows_of(tmp_path / "exact.tol")) < 0.35
+
+
+@pytest.mark.parametrize("vocab_size", [1, 2, 33, 70])
+@pytest.mark.parametrize("width", [1, 7, 12])
+@pytest.mark.parametrize("transform", ["klt", "hadamard"])
+def test_bundles_of_any_width(tmp_path: Path, vocab_size: int, width: int, transform: str) -> None:
+    codecs = [RAW_F32] * 3
+    nano = write_nano(
+        tmp_path / "n.tol", codecs, vocab_size=vocab_size, hidden_size=width, tokenizer=False
+    )
+    wish = BandsWish(transform, 0)
+    run(nano.path, tmp_path / "b.tol", budget_bytes=20_000, bands=wish)
+    bundle = open_bundle(tmp_path / "b.tol")
+    verify(bundle.path)
+    assert lost(bundle.rows(np.arange(vocab_size)), nano.rows_VKD) < 0.1
 
 
 def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
@@ -392,7 +420,7 @@ def tiny(state: dict[str, torch.Tensor]) -> None:
 
 def enormous(state: dict[str, torch.Tensor]) -> None:
     for layer in range(2):
-        state[DOWN.format(layer)].mul_(1e25)
+        state[DOWN.format(layer)].mul_(1e15)
 
 
 @pytest.mark.parametrize("change", [all_zero, first_zero, one_component, tiny, enormous])
@@ -412,14 +440,14 @@ def test_extreme_tables(
         assert np.abs(got[:, :, 1:]).max() <= 1e-3 * np.abs(want).max()
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_rows_that_are_not_finite_are_named(tmp_path: Path, threads: int) -> None:
+@pytest.mark.parametrize(("factor", "words"), [(1e30, "covariance"), (1e38, "")])
+def test_rows_too_large_for_sums_are_named(tmp_path: Path, factor: float, words: str) -> None:
     def overflow(state: dict[str, torch.Tensor]) -> None:
-        state[DOWN.format(1)].mul_(1e38)
+        state[DOWN.format(1)].mul_(factor)
 
     source = change_weights(tmp_path / "ckpt", overflow)
-    with pytest.raises(NonFiniteError, match="ckpt: layer 1: "):
-        run(source, tmp_path / "b.tol", threads, bits_per_value=20.0)
+    with pytest.raises(NonFiniteError, match=f"ckpt: layer 1: .*{words}"):
+        run(source, tmp_path / "b.tol", bits_per_value=20.0)
     assert not list(tmp_path.glob("b.tol*"))
 
 
