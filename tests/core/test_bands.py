@@ -100,7 +100,7 @@ def test_bytes_come_close_below_the_budget(large: Path, large_rows: Rows, tmp_pa
     before = 9.0
     counts = open_source(large).token_counts_V
     assert counts is not None
-    for bits in (1.5, 2.0, 3.0, 4.5):
+    for bits in (1.5, 2.5, 4.5):
         out = tmp_path / f"{bits}.tol"
         report = run(large, out, bits_per_value=bits)
         budget = int(bits * large_rows.size / 8)
@@ -121,7 +121,7 @@ def test_small_vocabularies_never_exceed_a_budget(
     """Steps are coarse here: 16 bytes a row and the rows of bases that come with them."""
     wish = BandsWish(transform, 0)
     sizes = []
-    for bits in (6, 8, 11, 16, 24):
+    for bits in (6, 11, 24):
         out = tmp_path / f"{bits}.tol"
         report = run(checkpoint, out, bits_per_value=float(bits), bands=wish)
         assert report.table_bytes <= bits * 96 * 32 * LAYERS / 8
@@ -373,8 +373,7 @@ def test_corners(tmp_path: Path, overrides: dict[str, int], counts: str, transfo
     assert lost(rows_of(tmp_path / "b.tol"), rows_of(tmp_path / "exact.tol")) < 0.35
 
 
-@pytest.mark.parametrize("vocab_size", [1, 2, 33, 70])
-@pytest.mark.parametrize("width", [1, 7, 12])
+@pytest.mark.parametrize(("vocab_size", "width"), [(1, 7), (2, 1), (33, 12), (70, 7)])
 @pytest.mark.parametrize("transform", ["klt", "hadamard"])
 def test_bundles_of_any_width(tmp_path: Path, vocab_size: int, width: int, transform: str) -> None:
     codecs = [RAW_F32] * 3

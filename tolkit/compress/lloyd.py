@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -44,6 +46,11 @@ def lloyd_max(samples_S: npt.NDArray[np.float64], bits: int) -> npt.NDArray[np.f
 
 def gaussian_codebook(bits: int) -> npt.NDArray[np.float64]:
     """The codebook of a normal distribution of variance 1."""
+    return _gaussian_codebook(bits).copy()
+
+
+@cache
+def _gaussian_codebook(bits: int) -> npt.NDArray[np.float64]:
     count = 1 << bits
     grid = np.linspace(-6.0, 6.0, 1 << 16)
     density = np.exp(-(grid**2) / 2)
