@@ -338,6 +338,22 @@ def test_spilled_walks_are_as_good_as_those_in_memory(
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("factor", [1e-8, 3e4])
+def test_spilled_walks_of_any_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Spilled in f16, whose numbers neither factor would leave alone."""
+    source = change_weights(tmp_path / "ckpt", lambda state: scale_down(state, factor))
+    build(source, tmp_path / "exact.tol", dtype="f32", progress=SilentProgress())
+    want = rows_of(tmp_path / "exact.tol").astype(float)
+    errors = []
+    for rows in (100, 50):
+        monkeypatch.setattr(fit_bands, "_SAMPLED_ROWS", rows)
+        run(source, tmp_path / f"{rows}.tol", bits_per_value=20.0, bands=BandsWish("klt", 0))
+        errors.append(lost(rows_of(tmp_path / f"{rows}.tol").astype(float), want))
+    assert errors[1] <= 1.1 * errors[0] < 0.2
+
+
 # Corners.
 
 
@@ -398,6 +414,11 @@ def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], objec
 DOWN = "model.layers.{}.memory_mlp.down_proj.weight"
 
 
+def scale_down(state: dict[str, torch.Tensor], factor: float) -> None:
+    for layer in range(2):
+        state[DOWN.format(layer)].mul_(factor)
+
+
 def all_zero(state: dict[str, torch.Tensor]) -> None:
     for layer in range(2):
         state[DOWN.format(layer)].zero_()
@@ -413,13 +434,11 @@ def one_component(state: dict[str, torch.Tensor]) -> None:
 
 
 def tiny(state: dict[str, torch.Tensor]) -> None:
-    for layer in range(2):
-        state[DOWN.format(layer)].mul_(1e-20)
+    scale_down(state, 1e-20)
 
 
 def enormous(state: dict[str, torch.Tensor]) -> None:
-    for layer in range(2):
-        state[DOWN.format(layer)].mul_(1e15)
+    scale_down(state, 1e15)
 
 
 @pytest.mark.parametrize("change", [all_zero, first_zero, one_component, tiny, enormous])

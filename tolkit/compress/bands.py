@@ -81,6 +81,7 @@ class Rows:
         weights_V: float64 [rows], of the rows themselves, mean 1 over the source.
         unit: reader of unit embeddings, None where nothing is predicted.
         scratch: gives a place for `rows` x D values: an array in memory or on disk.
+        scale: power of two that values are multiplied by on their way into it.
     """
 
     ranges: tuple[TierRange, ...]
@@ -89,6 +90,7 @@ class Rows:
     weights_V: Tensor
     unit: PlaneRows | None
     scratch: Callable[[str], npt.NDArray[np.generic]]
+    scale: float = 1.0
 
     @property
     def count(self) -> int:
@@ -187,11 +189,11 @@ class Walk:
             _, first, stop = block
             target_ND = read(first, stop)
             if self._carry is not None:
-                target_ND = target_ND + _tensor(self._carry[first:stop])
+                target_ND = target_ND + self._spilled(self._carry, first, stop)
             if not bool(torch.isfinite(target_ND).all()):
                 raise NonFiniteError(f"rows {first} to {stop}: NaN or infinity")
-            targets[first:stop] = target_ND.numpy().astype(targets.dtype)
-            parts = [torch.ones(stop - first, 1), _tensor(targets[first:stop])]
+            self._spill(targets, first, target_ND)
+            parts = [torch.ones(stop - first, 1), self._spilled(targets, first, stop)]
             if unit is not None:
                 parts.append(unit(first, stop))
             return torch.cat(parts, dim=1)
@@ -261,12 +263,19 @@ class Walk:
         self, targets: npt.NDArray[np.generic], transform: Transform, first: int, stop: int
     ) -> Tensor:
         """Targets without mean and prediction: float32 [N, D]."""
-        residual_ND = _tensor(targets[first:stop]) - transform.mean_D.float()
+        residual_ND = self._spilled(targets, first, stop) - transform.mean_D.float()
         if transform.predictor is not None:
             assert self.rows.unit is not None
             weights_DD = transform.predictor.values_RD.float()
             residual_ND -= self.rows.unit(first, stop) @ weights_DD.T
         return residual_ND
+
+    def _spill(self, place: npt.NDArray[np.generic], first: int, rows_ND: Tensor) -> None:
+        place[first : first + len(rows_ND)] = (rows_ND * self.rows.scale).numpy()
+
+    def _spilled(self, place: npt.NDArray[np.generic], first: int, stop: int) -> Tensor:
+        rows_ND = torch.from_numpy(np.asarray(place[first:stop], np.float32))
+        return rows_ND if self.rows.scale == 1 else rows_ND / self.rows.scale
 
     def _basis_widths(
         self, worth_TR: npt.NDArray[np.float64]
@@ -307,7 +316,7 @@ class Walk:
                 codes = torch.bucketize(units.contiguous(), (values[1:] + values[:-1]) / 2)
                 values_NR[:, columns] = values[codes] * scales_C
             residual_ND -= values_NR @ basis_RD
-            carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
+            self._spill(carry, first, residual_ND)
 
         self.pool.map(step, self.rows.blocks())
         self._carry = carry
@@ -345,7 +354,3 @@ def _cut(transform: Transform, keep: npt.NDArray[np.int64]) -> Transform:
         transform.variances_R[rows],
         transform.exponent,
     )
-
-
-def _tensor(values: npt.NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.asarray(values, np.float32))

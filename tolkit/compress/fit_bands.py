@@ -30,6 +30,9 @@ __all__ = ["fit_bands", "filled_plan"]
 
 _SAMPLED_ROWS = 16_384
 _RUN_ROWS = 64
+_SPILL_HEADROOM = 4
+"""Exponents bring deviations to at most 512; spilled in f16 they are at most 32, and rows of up to
+2,000 deviations fit."""
 _LAST_LAYER = 3.0
 """How much more a squared error after the last layer counts where no metric is known: nothing
 pays it back, and the head reads it."""
@@ -61,7 +64,7 @@ def fit_bands(
         plan: of `plan_compress`, with `bands`.
         counts_V: token counts by token id, which weigh rows and make tiers; None for neither.
         calibration: of `tol calibrate`; None takes plain squared errors.
-        work: folder for two V x D f16 files when V is above 16,384; None (a dry run) fits the
+        work: folder for three V x D f16 files when V is above 16,384; None (a dry run) fits the
             sample alone.
 
     Raises:
@@ -94,7 +97,9 @@ def fit_bands(
         lambda price: _walk(job, rows, slots, price, progress), shape, plan.table_bytes
     )
     if len(slots) < source.vocab_size and work is not None:
-        fits = _walk(job, _all_rows(job, work), None, price, progress)
+        largest = max(fit.transform.exponent for fit in fits)
+        rows = _all_rows(job, work, 2.0 ** -(largest + _SPILL_HEADROOM))
+        fits = _walk(job, rows, None, price, progress)
         for path in work.glob("bands-*.f16"):
             unlink(path)
     return fill_budget(fits, shape, plan.table_bytes)
@@ -175,7 +180,7 @@ def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     return rows, chosen
 
 
-def _all_rows(job: _Job, work: Path) -> Rows:
+def _all_rows(job: _Job, work: Path, scale: float) -> Rows:
     shape = (job.source.vocab_size, job.source.hidden_size)
     kept: dict[str, npt.NDArray[np.generic]] = {}
 
@@ -191,6 +196,7 @@ def _all_rows(job: _Job, work: Path) -> Rows:
         job.weights_V,
         _unit(job, None),
         scratch,
+        scale,
     )
 
 
