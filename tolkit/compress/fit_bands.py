@@ -27,18 +27,23 @@ from tolkit.compress.budget import (
     smallest_bytes,
 )
 from tolkit.compress.plan import EncodePlan, PlanePlan
-from tolkit.compress.tiers import tier_ranges
+from tolkit.compress.tiers import TierRange, halved_ranges, tier_ranges
 from tolkit.compress.transform import Metric
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
 from tolkit.sources import TableSource
 from tolkit_formats.files import scratch_array
+from tolkit_formats.records import STRIDE_MULTIPLE
 
 __all__ = ["fit_bands", "filled_plan", "floor_bytes", "sampled_rows"]
 
 _SAMPLED_ROWS = 16_384
 _RUN_ROWS = 64
+_FINEST = 0.005  # of a budget, what 16 bytes more for each row of the smallest tier may take
+_SPILL_HEADROOM = 4
+"""Exponents bring deviations to at most 512; spilled in f16 they are at most 32, and rows of up to
+2,000 deviations fit."""
 _LAST_LAYER = 3.0
 """How much more a squared error after the last layer counts where no metric is known: nothing
 pays it back, and the head reads it."""
@@ -87,7 +92,7 @@ def fit_bands(
     weights = np.ones(source.vocab_size)
     if by_slot is not None:
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
-    ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
+    ranges = _ranges(by_slot, source.vocab_size, wish.tiers, plan.table_bytes)
     shape = _shape(source, plan, ranges)
     if plan.bands.predictor_bits is None:
         if smallest_bytes(shape, wish.predictor_bits or 0) > plan.table_bytes:
@@ -118,7 +123,8 @@ def fit_bands(
         task.advance((MOST_WALKS - walks) * size)
     if len(slots) < source.vocab_size and not sample_only:
         with progress.task("fit bands", len(plan.planes) * source.vocab_size, "rows") as task:
-            fits = _walk(job, _all_rows(job), None, price, task)
+            scale = 2.0 ** -(max(fit.exponent for fit in fits) + _SPILL_HEADROOM)
+            fits = _walk(job, _all_rows(job, scale), None, price, task)
     return replace(fill_budget(fits, shape, plan.table_bytes), walks=walks)
 
 
@@ -128,7 +134,7 @@ def floor_bytes(
     """The smallest budget that `fit_bands` can fill."""
     wish = plan.bands
     assert wish is not None
-    shape = _shape(source, plan, tier_ranges(_by_slot(counts_V), source.vocab_size, wish.tiers))
+    shape = _shape(source, plan, _ranges(_by_slot(counts_V), source.vocab_size, wish.tiers, 0))
     floor = smallest_bytes(shape, wish.predictor_bits or 0)
     values = source.vocab_size * source.num_layers * source.hidden_size
     decided = wish.decided(source.vocab_size, source.hidden_size, 8 * floor / values)
@@ -138,6 +144,16 @@ def floor_bytes(
 def sampled_rows(vocab_size: int) -> int:
     """About how many rows the search for a size goes over."""
     return min(vocab_size, _SAMPLED_ROWS)
+
+
+def _ranges(
+    by_slot: npt.NDArray[np.uint64] | None, vocab_size: int, tiers: int, budget_bytes: int
+) -> tuple[TierRange, ...]:
+    """Tiers by counts; where those make none, tiers small enough to fill the budget with."""
+    ranges = tier_ranges(by_slot, vocab_size, tiers)
+    if len(ranges) > 1:
+        return ranges
+    return halved_ranges(vocab_size, _FINEST * budget_bytes / STRIDE_MULTIPLE, tiers)
 
 
 def _by_slot(counts_V: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64] | None:
@@ -264,7 +280,7 @@ def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     return rows, chosen
 
 
-def _all_rows(job: _Job) -> Rows:
+def _all_rows(job: _Job, scale: float) -> Rows:
     shape = (job.source.vocab_size, job.source.hidden_size)
     return Rows(
         job.ranges,
@@ -274,6 +290,7 @@ def _all_rows(job: _Job) -> Rows:
         _unit(job, None),
         lambda name: job.scratch.array(name, np.float16, shape),
         lambda name, shape: job.scratch.array(name, np.float32, shape),
+        scale=scale,
     )
 
 
