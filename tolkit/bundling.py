@@ -18,15 +18,20 @@ from tolkit import __version__
 from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
+from tolkit.compress.budget import Filled
 from tolkit.compress.encode import PlaneError, Shared, encode_rows
+from tolkit.compress.encode_steps import encode_within, named_arrays
 from tolkit.compress.fit_bands import filled_plan, fit_bands
+from tolkit.compress.fit_steps import FilledSteps, StepsFitter
 from tolkit.compress.plan import EncodePlan, PlanePlan, nominal_bits
 from tolkit.compress.resolve import WorkingArrays
 from tolkit.parallel import block_pool
 from tolkit.progress import Progress, SilentProgress
 from tolkit.sources import TableSource
 from tolkit_formats import digests, files
+from tolkit_formats.entropy import models_of, tier_coder
 from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.reader import shared_name
 from tolkit_formats.tensorfile import ITEM_BYTES
 from tolkit_formats.writer import BundleWriter, require_absent
@@ -126,7 +131,9 @@ def write_bundle(
             "embedding": origin.embedding,
             "layers": [[d.norm, d.ffn] for d in origin.layers],
             "weights": _counts_digest(weights_V),
-            "bands": None if plan.bands is None else [asdict(plan.bands), plan.table_bytes],
+            "bands": None
+            if plan.bands is None
+            else [asdict(plan.bands), plan.table_bytes, plan.entropy],
             "calibration": None if calibration is None else calibration.digest,
             "torch": torch.__version__,
         }
@@ -143,15 +150,21 @@ def write_bundle(
         forget_damaged(writer)
         # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
         _write_side_files(source, writer)
-        if plan.bands is not None:
+        if plan.entropy:
+            fitter = StepsFitter(source, plan, weights_V, calibration, writer.work, pool, progress)
+            plan, stored, errors = encode_within(source, plan, fitter, writer, pool, progress)
+        elif plan.bands is not None:
             filled = fit_bands(source, plan, weights_V, calibration, writer.work, pool, progress)
             plan = filled_plan(plan, filled)
+            stored = named_arrays({i: decided.stored for i, decided in filled.layers.items()})
             shared: Shared = WorkingArrays(filled.layers)
-            stored = _named({layer: decided.stored for layer, decided in filled.layers.items()})
+            errors = encode_rows(source, plan, shared, writer, pool, progress)
         else:
             shared = fit_bases(source, plan, weights, writer, pool, progress)
-            stored = _named(_stored_bases(source, plan, shared))
-        errors = encode_rows(source, plan, shared, writer, pool, progress)
+            stored = named_arrays(_stored_bases(source, plan, shared))
+            stored |= source.stored_common()
+            coders = _copied_coders(plan, stored)
+            errors = encode_rows(source, plan, shared, writer, pool, progress, coders)
         if stored:
             writer.put_tensors("tables/bases.safetensors", stored)
         manifest = Manifest(
@@ -166,6 +179,7 @@ def write_bundle(
             history=(*source.history, step),
             mapped_slots=source.slot_of_token_V is not None,
             predictors=plan.predictors,
+            coding=plan.coding,
             combine=source.combine,
             lookup_scale=source.lookup_scale,
             out_of_range=source.out_of_range,
@@ -206,16 +220,28 @@ def dry_run(
     if plan.bands is not None:
         with block_pool((resources or Resources()).threads) as pool:
             with tempfile.TemporaryDirectory(prefix="tolkit-") as work:
-                filled = fit_bands(
-                    source,
-                    plan,
-                    weights_V,
-                    calibration,
-                    Path(work),
-                    pool,
-                    progress or SilentProgress(),
-                    sample_only=True,
-                )
+                if plan.entropy:
+                    fitter = StepsFitter(
+                        source,
+                        plan,
+                        weights_V,
+                        calibration,
+                        Path(work),
+                        pool,
+                        progress or SilentProgress(),
+                    )
+                    filled: Filled | FilledSteps = fitter.fit(plan.table_bytes, sample_only=True)
+                else:
+                    filled = fit_bands(
+                        source,
+                        plan,
+                        weights_V,
+                        calibration,
+                        Path(work),
+                        pool,
+                        progress or SilentProgress(),
+                        sample_only=True,
+                    )
         plan = filled_plan(plan, filled)
     values = source.vocab_size * source.num_layers * source.hidden_size
     return BundleReport(
@@ -243,15 +269,20 @@ def _token_of_slot(source: TableSource) -> npt.NDArray[np.int64]:
     return np.argsort(source.slot_of_token_V)
 
 
-def _named(
-    layers: Mapping[int, Mapping[str, tuple[str, npt.NDArray[Any]]]],
-) -> dict[str, tuple[str, npt.NDArray[Any]]]:
-    """Arrays under their full names in tables/bases.safetensors."""
-    return {
-        shared_name(layer, name): array
-        for layer, arrays in layers.items()
-        for name, array in arrays.items()
-    }
+def _copied_coders(
+    plan: EncodePlan, stored: Mapping[str, tuple[str, npt.NDArray[Any]]]
+) -> tuple[RowCoder, ...]:
+    """Coders of copied planes: their source's models, the classes of the planes that stay."""
+    if plan.coding is None:
+        return ()
+    arrays = {name: array for name, (_, array) in stored.items()}
+    models = models_of(arrays)
+    coders = []
+    for tier in plan.tiers:
+        names = [shared_name(p.layer, f"classes.{tier.index}") for p in tier.planes]
+        classes = [arrays[name] for name in names if name in arrays]
+        coders.append(tier_coder(models, classes, plan.coding))
+    return tuple(coders)
 
 
 def _stored_bases(
@@ -308,6 +339,8 @@ def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[
 
 def _bytes_per_token(plan: EncodePlan, plane: PlanePlan) -> float:
     """Mean over tokens, where tiers differ."""
+    if plan.layer_bytes:
+        return plan.layer_bytes[plane.layer]
     sizes = [
         tier.num_rows * sum(codec.segments())
         for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
@@ -327,6 +360,9 @@ def _shared_bytes(plan: EncodePlan, plane: PlanePlan) -> int:
 def _nominal_bits(plan: EncodePlan) -> float:
     """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
     rows = sum(tier.num_rows for tier in plan.tiers)
+    if plan.coding is not None:
+        width = plan.planes[0].codec.width
+        return 8 * sum(plan.layer_bytes.values()) / width / len(plan.statuses)
     total = sum(
         tier.num_rows * nominal_bits(codec)
         for plane in plan.planes

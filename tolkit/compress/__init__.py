@@ -79,6 +79,7 @@ def compress(
             "transform": spec.bands.transform,
             "predictor_bits": spec.bands.predictor_bits,
             "tiers": spec.bands.tiers,
+            "coding": spec.coding,
             "calibration": None if calibration is None else calibration.digest,
         }
     return write_bundle(

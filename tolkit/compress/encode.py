@@ -9,7 +9,7 @@ carry belongs to a row, which is why this pass streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,8 +25,9 @@ from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
 from tolkit.sources import PlaneReader, TableSource
 from tolkit_formats.limits import BLOCK_ROWS
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Tier
-from tolkit_formats.writer import BundleWriter, ShardWriter
+from tolkit_formats.writer import BundleWriter, CodedShardWriter, ShardWriter
 
 __all__ = [
     "WORK_ROWS",
@@ -98,11 +99,15 @@ def encode_rows(
     writer: BundleWriter,
     pool: BlockPool,
     progress: Progress,
+    coders: Sequence[RowCoder] = (),
 ) -> dict[int, PlaneError]:
     """Encode and write all rows; shards an earlier run finished are kept.
 
     Memory: WORK_ROWS records a thread (more while they are small, see _blocks_at_once), one
     layer's reader, the temporaries of a block a thread.
+
+    Args:
+        coders: of each tier, where records are coded.
 
     Returns:
         errors by layer, over the rows encoded in this run.
@@ -115,7 +120,8 @@ def encode_rows(
                 if writer.shard_done(tier, shard):
                     task.advance(tier.shard_rows(shard) * len(plan.planes))
                     continue
-                with writer.open_shard(tier, shard) as out:
+                coder = coders[tier.index] if tier.coded else None
+                with writer.open_shard(tier, shard, coder) as out:
                     _encode_shard(source, plan, tier, shard, shared, out, pool, errors, task)
     return errors
 
@@ -126,7 +132,7 @@ def _encode_shard(
     tier: Tier,
     shard: int,
     shared: Shared,
-    out: ShardWriter,
+    out: ShardWriter | CodedShardWriter,
     pool: BlockPool,
     errors: dict[int, PlaneError],
     task: Task,

@@ -5,10 +5,10 @@ V vocabulary, D hidden, T tiers.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +23,46 @@ from tolkit.compress.tiers import tier_ranges
 from tolkit.compress.transform import Metric
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
-from tolkit.progress import Progress
+from tolkit.progress import Progress, Task
 from tolkit.sources import TableSource
+from tolkit_formats.codecs import Codec
 from tolkit_formats.files import scratch_array
+from tolkit_formats.predictor import Predictor
+from tolkit_formats.records import Tier
 
-__all__ = ["fit_bands", "filled_plan"]
+__all__ = [
+    "Job",
+    "all_rows",
+    "filled_plan",
+    "fit_bands",
+    "make_job",
+    "sample_rows",
+    "walk_layers",
+]
+
+Fit = TypeVar("Fit")
+
+
+class _Decided(Protocol):
+    @property
+    def codecs(self) -> Sequence[Codec]: ...
+
+    @property
+    def predictor(self) -> Predictor | None: ...
+
+
+class FilledAny(Protocol):
+    """What `Filled` and its kin have in common."""
+
+    @property
+    def layers(self) -> Mapping[int, _Decided]: ...
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]: ...
+
+    @property
+    def table_bytes(self) -> int: ...
+
 
 _SAMPLED_ROWS = 16_384
 _RUN_ROWS = 64
@@ -37,7 +72,9 @@ pays it back, and the head reads it."""
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """What all walks over one source share."""
+
     source: TableSource
     plan: EncodePlan
     wish: BandsWish
@@ -72,6 +109,31 @@ def fit_bands(
     Raises:
         UsageError: the budget is below the floor.     NonFiniteError: names the layer.
     """
+    job = make_job(source, plan, counts_V, calibration, work, pool)
+    shape = Shape(
+        tuple(p.layer for p in plan.planes),
+        source.hidden_size,
+        tuple(stop - first for first, stop in job.ranges),
+        source.vocab_size if source.slot_of_token_V is not None else None,
+    )
+    rows, slots = sample_rows(job)
+    price, fits = search_price(
+        lambda price: _walk(job, rows, slots, price, progress), shape, plan.table_bytes
+    )
+    if len(slots) < source.vocab_size and not sample_only:
+        fits = _walk(job, all_rows(job), None, price, progress)
+    return fill_budget(fits, shape, plan.table_bytes)
+
+
+def make_job(
+    source: TableSource,
+    plan: EncodePlan,
+    counts_V: npt.NDArray[np.uint64] | None,
+    calibration: Calibration | None,
+    work: Path,
+    pool: BlockPool,
+) -> Job:
+    """Metrics, row weights and tiers; the arguments are those of `fit_bands`."""
     assert plan.bands is not None
     values = source.vocab_size * source.num_layers * source.hidden_size
     wish = plan.bands.decided(source.vocab_size, source.hidden_size, 8 * plan.table_bytes / values)
@@ -80,7 +142,7 @@ def fit_bands(
     if by_slot is not None:
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
     scratch = _Scratch(work)
-    job = _Job(
+    return Job(
         source,
         plan,
         wish,
@@ -90,22 +152,9 @@ def fit_bands(
         tier_ranges(by_slot, source.vocab_size, wish.tiers),
         pool,
     )
-    shape = Shape(
-        tuple(p.layer for p in plan.planes),
-        source.hidden_size,
-        tuple(stop - first for first, stop in job.ranges),
-        source.vocab_size if source.slot_of_token_V is not None else None,
-    )
-    rows, slots = _sample(job)
-    price, fits = search_price(
-        lambda price: _walk(job, rows, slots, price, progress), shape, plan.table_bytes
-    )
-    if len(slots) < source.vocab_size and not sample_only:
-        fits = _walk(job, _all_rows(job), None, price, progress)
-    return fill_budget(fits, shape, plan.table_bytes)
 
 
-def filled_plan(plan: EncodePlan, filled: Filled) -> EncodePlan:
+def filled_plan(plan: EncodePlan, filled: FilledAny) -> EncodePlan:
     """The plan with everything that the fit decided."""
     planes = tuple(
         PlanePlan(p.layer, tuple(filled.layers[p.layer].codecs), p.members) for p in plan.planes
@@ -181,7 +230,7 @@ class _Scratch:
         return known
 
 
-def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
+def sample_rows(job: Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     """Runs of neighbouring rows, evenly spaced in each tier; everything where V is small."""
     total = job.source.vocab_size
     picked, ranges = [], []
@@ -216,7 +265,8 @@ def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     return rows, chosen
 
 
-def _all_rows(job: _Job) -> Rows:
+def all_rows(job: Job) -> Rows:
+    """Every row, spilled to files."""
     shape = (job.source.vocab_size, job.source.hidden_size)
     return Rows(
         job.ranges,
@@ -229,7 +279,7 @@ def _all_rows(job: _Job) -> Rows:
     )
 
 
-def _unit(job: _Job, slots: npt.NDArray[np.int64] | None) -> PlaneRows | None:
+def _unit(job: Job, slots: npt.NDArray[np.int64] | None) -> PlaneRows | None:
     if not job.wish.predictor_bits:
         return None
     return _picked(lambda first, stop: unit_rows(job.source.embedded(first, stop)), slots)
@@ -250,20 +300,31 @@ def _picked(read: PlaneRows, slots: npt.NDArray[np.int64] | None) -> PlaneRows:
 
 
 def _walk(
-    job: _Job,
+    job: Job,
     rows: Rows,
     slots: npt.NDArray[np.int64] | None,
     price: float,
     progress: Progress,
 ) -> list[LayerFit]:
     walk = Walk(rows, job.wish, job.pool, price=price, feedback=job.plan.feedback)
+    return walk_layers(job, walk.layer, rows, slots, progress)
+
+
+def walk_layers(
+    job: Job,
+    layer: Callable[[PlaneRows, int, Metric, Task | None], Fit],
+    rows: Rows,
+    slots: npt.NDArray[np.int64] | None,
+    progress: Progress,
+) -> list[Fit]:
+    """`layer` of every plane in turn; `slots` are those of `rows`, None for all."""
     fits = []
     with progress.task("fit bands", len(job.plan.planes) * rows.count, "rows") as task:
         for plane in job.plan.planes:
             task.note(f"layer {plane.layer}")
             read = _picked(_summed([job.source.plane(m) for m in plane.members]), slots)
             try:
-                fit = walk.layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
+                fit = layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
             except NonFiniteError as error:
                 raise NonFiniteError(
                     f"{job.source.path}: layer {plane.layer}: {error.message}",

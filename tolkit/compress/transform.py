@@ -184,7 +184,7 @@ def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:
 
 def _exponent(magnitudes: Tensor) -> int:
     """Power of two that brings the largest magnitude to about 256, so that f16 serves."""
-    largest = float(magnitudes.max())
+    largest = float(magnitudes.max()) if len(magnitudes) else 0.0
     if largest <= 0:
         return 0
     return max(-120, min(120, int(torch.tensor(largest).log2().floor()) - 8))

@@ -28,7 +28,14 @@ from tolkit_formats.codecs.base import (
 )
 from tolkit_formats.errors import BundleError
 
-__all__ = ["MAX_EXPONENT", "MAX_WIDTH", "Bands", "hadamard_block", "hadamard_size"]
+__all__ = [
+    "MAX_EXPONENT",
+    "MAX_WIDTH",
+    "Bands",
+    "hadamard_block",
+    "hadamard_size",
+    "read_runs",
+]
 
 MAX_WIDTH = 8
 MAX_EXPONENT = 120
@@ -69,9 +76,9 @@ class Bands:
         codec = cls(
             width,
             read_integer(params, "tier", "bands", 0, 255),
-            _runs(params, "runs", 0, width),
+            read_runs(params, "runs", "bands", 0, width),
             codebooks,
-            _runs(params, "basis", 2, width),
+            read_runs(params, "basis", "bands", 2, width),
             read_integer(params, "exponent", "bands", -MAX_EXPONENT, MAX_EXPONENT),
         )
         if sum(count for count, _ in codec.runs) > codec.rank:
@@ -232,13 +239,15 @@ def hadamard_block(size: int) -> NDArray[np.float32]:
     return scaled
 
 
-def _runs(
-    params: Mapping[str, object], field: str, fewest_bits: int, width: int
+def read_runs(
+    params: Mapping[str, object], field: str, codec_name: str, fewest_bits: int, width: int
 ) -> tuple[Run, ...]:
-    """A list of [count, bits]; BundleError otherwise."""
+    """The parameter `field`, a list of [count, bits]; BundleError otherwise."""
     value = params.get(field)
     if not isinstance(value, list) or len(value) > _MAX_RUNS:
-        raise BundleError(f"codec bands, {field}: expected a list of runs, got {shown(value)}")
+        raise BundleError(
+            f"codec {codec_name}, {field}: expected a list of runs, got {shown(value)}"
+        )
     runs = []
     for item in value:
         if (
@@ -249,12 +258,12 @@ def _runs(
             or not fewest_bits <= item[1] <= MAX_WIDTH
         ):
             raise BundleError(
-                f"codec bands, {field}: expected [1..{width}, {fewest_bits}..{MAX_WIDTH}], "
+                f"codec {codec_name}, {field}: expected [1..{width}, {fewest_bits}..{MAX_WIDTH}], "
                 f"got {shown(item)}"
             )
         runs.append((item[0], item[1]))
     if sum(count for count, _ in runs) > width:
-        raise BundleError(f"codec bands, {field}: counts sum to more than {width}")
+        raise BundleError(f"codec {codec_name}, {field}: counts sum to more than {width}")
     return tuple(runs)
 
 
