@@ -83,6 +83,16 @@ HadamardOption = Annotated[
     bool,
     option(WHAT, "--hadamard", help="bands with a fixed rotation instead of a stored basis."),
 ]
+CodingOption = Annotated[
+    Literal["fixed", "entropy"],
+    option(
+        WHAT,
+        "--coding",
+        metavar="fixed|entropy",
+        help="Of bands: records of one length, or entropy-coded ones: a third smaller at equal "
+        "loss, slower to read (format 1.1).",
+    ),
+]
 DropOption = Annotated[
     str | None,
     option(
@@ -133,6 +143,7 @@ def compress(
     calibration: CalibrationOption = None,
     predict: PredictOption = "auto",
     hadamard: HadamardOption = False,
+    coding: CodingOption = "fixed",
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     restart: RestartOption = False,
@@ -169,6 +180,7 @@ def compress(
         budget_bytes=None if budget is None else parse_size(budget, "--budget"),
         calibration=None if calibration is None else str(calibration),
         bands=BandsWish("hadamard" if hadamard else "klt", parse_predict(predict)),
+        coding=coding,
     )
     report = compress_tables(
         source,

@@ -23,7 +23,7 @@ from tolkit_formats.writer import BundleWriter
 
 __all__ = ["encode_within", "named_arrays"]
 
-_IN_HAND = 0.004
+_IN_HAND = 0.003
 _ATTEMPTS = 4
 _TARGET = "entropy_target"
 

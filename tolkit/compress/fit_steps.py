@@ -45,7 +45,8 @@ __all__ = ["FilledSteps", "StepsFitter"]
 
 _WALKS = 8
 _CLOSE = 0.002  # relative distance of the predicted size from the target
-_LANE_BYTES = 0.45  # beyond its information, of the first lane
+_LANE_BYTES = 0.85  # measured: what a record of one lane takes beyond its information,
+_CODER_SHARE = 0.003  # and beside that in proportion
 _MORE_LANES = 4
 _ENOUGH = 256
 _LONG_RECORD = 1200  # bytes; from there on a few for more lanes do not matter
@@ -122,18 +123,21 @@ class StepsFitter:
 
     def _search(self, target_bytes: int) -> _Pass:
         """Walks over the sample until the predicted size is close to the target."""
-        last = self._walk(None, None)
-        fixed_bytes = self._fixed_bytes()
+        best = last = self._walk(None, None)
+        fixed_bytes: float = self._filled(last).table_bytes
+        self._require_above(fixed_bytes, target_bytes)
         costs = gaussian_bits()
         for _ in range(_WALKS):
-            scale = self._scale_for(last.fits, costs, fixed_bytes, target_bytes)
+            scale = self._scale_for(last, costs, fixed_bytes, target_bytes)
             last = self._walk(scale, last.symbols if last.scale else None)
             size = self._filled(last).table_bytes
+            if size <= target_bytes * (1 + _CLOSE):
+                best = last
             if abs(size / target_bytes - 1) < _CLOSE:
                 break
             costs = _measured_bits(last)
             fixed_bytes = size - self._coded_bytes(last.fits, last.scale, costs)
-        return last
+        return best
 
     def _walk(
         self, scale: float | None, before: Symbols | None, *, everything: bool = False
@@ -146,19 +150,24 @@ class StepsFitter:
         fits = walk_layers(job, walk.fit, rows, slots, self._progress)
         return _Pass(scale or 0.0, fits, walk.symbols, class_models(fits, walk.symbols, tables))
 
+    def _require_above(self, floor_bytes: float, target_bytes: int) -> None:
+        if floor_bytes <= target_bytes:
+            return
+        values = self._job.source.hidden_size * self._rows_T.sum() * len(self._layers)
+        raise UsageError(
+            f"budget: {target_bytes:,} bytes are below the floor: means, predictions, "
+            f"checksums and lengths of {self._rows_T.sum():,} records take {floor_bytes:,} bytes "
+            f"({8 * floor_bytes / values:.3f} bits/value of the kept layers)",
+            hint=f"give at least {round(1.01 * floor_bytes):,} bytes, or --predict 0",
+        )
+
     def _scale_for(
-        self, fits: Sequence[StepsFit], costs_G: Floats, fixed_bytes: float, target_bytes: int
+        self, last: _Pass, costs_G: Floats, fixed_bytes: float, target_bytes: int
     ) -> float:
         """Bisection over log(scale); what the components are worth stays as it is."""
+        fits = last.fits
         if fixed_bytes > target_bytes:
-            values = self._job.source.hidden_size * self._rows_T.sum() * len(self._layers)
-            raise UsageError(
-                f"budget: {target_bytes:,} bytes are below the floor: means, predictions, "
-                f"checksums and lengths of {self._rows_T.sum():,} records take about "
-                f"{round(fixed_bytes):,} bytes ({8 * fixed_bytes / values:.3f} bits/value of the "
-                "kept layers)",
-                hint="give more, or --predict 0",
-            )
+            return 1.5 * last.scale  # the models alone take too much, fewer will be needed
         largest = max((float(fit.worth_TR.max(initial=0)) for fit in fits), default=0.0)
         if largest <= 0:
             return 1.0
@@ -185,15 +194,6 @@ class StepsFitter:
             total += float((self._rows_T @ bits_at(ratio_TR, costs_G)).sum()) / 8
         return total
 
-    def _fixed_bytes(self) -> float:
-        """About what there is without any coefficient."""
-        source = self._job.source
-        rows, width = float(self._rows_T.sum()), source.hidden_size
-        mapped = 4 * source.vocab_size if source.slot_of_token_V is not None else 0
-        weights = self._job.wish.predictor_bits or 0
-        a_layer = 2 * width + (weights * width * width / 8 + 2 * width if weights else 0)
-        return rows * (CRC_BYTES + 2 + _LANE_BYTES) + mapped + len(self._layers) * a_layer
-
     def _filled(self, done: _Pass) -> FilledSteps:
         source, coded = self._job.source, done.coded
         decided = [resolve_steps(fit, coded, source.hidden_size) for fit in done.fits]
@@ -218,7 +218,7 @@ class StepsFitter:
             ]
             coders.append(tier_coder(coded.models, classes, coding))
             overhead = CRC_BYTES + (_LANE_BYTES + 1.5 * (lanes - 1)) * bool(tiers[-1].stride)
-            mean = float(bits_T[index]) / 8 / rows + overhead
+            mean = float(bits_T[index]) / 8 / rows * (1 + _CODER_SHARE) + overhead
             sizes |= coded_shard_bytes(tiers[-1], mean)
             first_slot += rows
         shapes = {name: (dtype, array.shape) for name, (dtype, array) in coded.stored.items()}

@@ -11,6 +11,7 @@ how many bits, and the symbols. A coefficient's model is the class of its deviat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -139,7 +140,7 @@ class StepsWalk(Walk):
         return fit
 
     def _decided(self, transform: Transform, worth_TR: Floats, weight_T: Floats) -> StepsFit:
-        scale = self.scale or 1.0
+        scale = self.scale or math.inf
         ratio_TR = np.sqrt(worth_TR) / scale
         keep = np.arange(worth_TR.shape[1])
         bits_R = np.zeros(len(keep), np.int64)
@@ -163,7 +164,7 @@ class StepsWalk(Walk):
             basis,
             bits_R,
             unit_R,
-            scale / np.sqrt(weight_T),
+            np.ones(len(weight_T)) if self.scale is None else scale / np.sqrt(weight_T),
             worth_TR,
             class_of(ratio_TR[:, keep] / factor_R),
         )
