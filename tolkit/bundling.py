@@ -6,7 +6,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,8 @@ def write_bundle(
         else:
             shared = fit_bases(source, plan, weights, writer, pool, progress)
             stored = named_arrays(_stored_bases(source, plan, shared))
-            stored |= source.stored_common()
+            if plan.coding is not None:
+                stored |= source.stored_common()
             coders = _copied_coders(plan, stored)
             errors = encode_rows(source, plan, shared, writer, pool, progress, coders)
         if stored:
@@ -187,6 +188,7 @@ def write_bundle(
         writer.put_file("README.md", bundle_card(manifest).encode())
         source.require_unchanged()
         published = writer.publish(manifest)
+        plan = replace(plan, table_bytes=published.table_bytes)
     return BundleReport(
         command=command,
         source=source.path,
@@ -243,6 +245,8 @@ def dry_run(
                         sample_only=True,
                     )
         plan = filled_plan(plan, filled)
+        if isinstance(filled, FilledSteps):
+            plan = replace(plan, coding=filled.coding, layer_bytes=filled.layer_bytes)
     values = source.vocab_size * source.num_layers * source.hidden_size
     return BundleReport(
         command=command,
@@ -339,8 +343,8 @@ def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[
 
 def _bytes_per_token(plan: EncodePlan, plane: PlanePlan) -> float:
     """Mean over tokens, where tiers differ."""
-    if plan.layer_bytes:
-        return plan.layer_bytes[plane.layer]
+    if plan.coding is not None:
+        return plan.layer_bytes.get(plane.layer, 0.0)  # a plain drop tells planes not apart
     sizes = [
         tier.num_rows * sum(codec.segments())
         for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
@@ -361,8 +365,8 @@ def _nominal_bits(plan: EncodePlan) -> float:
     """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
     rows = sum(tier.num_rows for tier in plan.tiers)
     if plan.coding is not None:
-        width = plan.planes[0].codec.width
-        return 8 * sum(plan.layer_bytes.values()) / width / len(plan.statuses)
+        record_bytes = sum(plan.layer_bytes.values()) or plan.table_bytes / rows
+        return 8 * record_bytes / plan.planes[0].codec.width / len(plan.statuses)
     total = sum(
         tier.num_rows * nominal_bits(codec)
         for plane in plan.planes

@@ -124,7 +124,9 @@ def _features(root: Fields) -> tuple[str, ...]:
 def _coding(root: Fields, version: tuple[int, int], features: tuple[str, ...]) -> Coding | None:
     """The optional object of 1.1, written together with its feature."""
     if FEATURE not in features:
-        return None  # a `coding` without it is an unknown field
+        if root.has("coding"):
+            raise BundleError(f"{root.where}: coding needs required feature {FEATURE!r}")
+        return None
     if version < (1, 1):
         raise BundleError(f"{root.where}: feature {FEATURE!r} is not one of version 1.0")
     return Coding.read(root.object("coding"))
@@ -171,6 +173,12 @@ def _tiers(
         _check_tier(tier, kept, entry.where)
         tiers.append(tier)
         next_slot += num_rows
+    for plane in (plane for tier in tiers for plane in tier.planes):
+        if isinstance(plane.codec, Steps) and plane.codec.tiers != len(tiers):
+            raise BundleError(
+                f"{root.where}: layer {plane.layer}: codec steps names {plane.codec.tiers} tiers, "
+                f"there are {len(tiers)}"
+            )
     if next_slot != vocab_size and not (partial and tiers):
         raise BundleError(
             f"{root.where}: tiers hold {next_slot} rows, expected vocab_size {vocab_size}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,10 @@ class StepsFitter:
         """Walks over the sample until the predicted size is close to the target."""
         best = last = self._walk(None, None)
         fixed_bytes: float = self._filled(last).table_bytes
+        if fixed_bytes > target_bytes and self._may_drop_predictor:
+            self._job = replace(self._job, wish=replace(self._job.wish, predictor_bits=0))
+            self._sample = sample_rows(self._job)
+            return self._search(target_bytes)
         self._require_above(fixed_bytes, target_bytes)
         costs = gaussian_bits()
         for _ in range(_WALKS):
@@ -149,6 +153,13 @@ class StepsFitter:
         walk.start(scale, tables)
         fits = walk_layers(job, walk.fit, rows, slots, self._progress)
         return _Pass(scale or 0.0, fits, walk.symbols, class_models(fits, walk.symbols, tables))
+
+    @property
+    def _may_drop_predictor(self) -> bool:
+        """Whether there is one that nobody asked for."""
+        assert self._job.plan.bands is not None
+        asked = self._job.plan.bands.predictor_bits is not None
+        return bool(self._job.wish.predictor_bits) and not asked
 
     def _require_above(self, floor_bytes: float, target_bytes: int) -> None:
         if floor_bytes <= target_bytes:
