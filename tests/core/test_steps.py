@@ -156,7 +156,7 @@ def test_an_attempt_that_comes_out_larger_is_made_again(
 
 
 def test_below_the_floor_is_refused_with_the_floor(checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="are below the floor.* take [0-9,]+ bytes") as caught:
+    with pytest.raises(UsageError, match=r"are below the floor.* take [0-9,]+ bytes") as caught:
         run(checkpoint, tmp_path / "b.tol", bits_per_value=0.5)
     floor = int(caught.value.hint.split()[3].replace(",", ""))
     report = run(checkpoint, tmp_path / "b.tol", bits_per_value=None, budget_bytes=floor)

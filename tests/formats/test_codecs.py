@@ -239,6 +239,9 @@ def test_check_names_what_no_encoder_writes(
 def test_the_registry_builds_every_codec_under_its_own_name() -> None:
     samples = {**{str(p["name"]): p for p in PARAMS}}
     samples["svd"] = {"name": "svd", "rank": 2, "inner": {"name": "int8"}}
+    hadamard = {"basis": [], "exponent": 0, "tier": 0}
+    samples["bands"] = {"name": "bands", "runs": [], "codebooks": [], **hadamard}
+    samples["steps"] = {"name": "steps", "tiers": 1, "count": 0, **hadamard}
     assert sorted(CODECS) == sorted(samples)
     for name, params in samples.items():
         assert codec_from_json(params, 64).name == name

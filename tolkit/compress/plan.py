@@ -173,8 +173,8 @@ def plan_drop(source: TableSource, spec: DropSpec) -> EncodePlan:
         encode = carrying or len(summed) > 1
         if encode and isinstance(codecs[0], (Bands, Steps)):
             raise UsageError(
-                f"{source.path}: layer {layer} is stored as {codecs[0].name}, fitted to the table it had, "
-                "and cannot take in another one",
+                f"{source.path}: layer {layer} is stored as {codecs[0].name}, fitted to the table "
+                "it had, and cannot take in another one",
                 hint="compress the checkpoint again with: tol compress CKPT --drop LAYERS "
                 "(or add --plain, which loses more)",
             )
