@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
 from tolkit.compress.budget import Filled
-from tolkit.compress.encode import PlaneError, Shared, encode_rows
+from tolkit.compress.encode import Shared, encode_rows
 from tolkit.compress.encode_steps import encode_within, named_arrays
 from tolkit.compress.fit_bands import filled_plan, fit_bands
 from tolkit.compress.fit_steps import FilledSteps, StepsFitter
@@ -30,6 +31,7 @@ from tolkit.progress import Progress, SilentProgress
 from tolkit.sources import TableSource
 from tolkit_formats import digests, files
 from tolkit_formats.entropy import models_of, tier_coder
+from tolkit_formats.layer_errors import ErrorSums, LayerErrors, rounded
 from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
 from tolkit_formats.rans import RowCoder
 from tolkit_formats.reader import shared_name
@@ -58,9 +60,8 @@ class Resources:
 class LayerReport:
     """What became of one layer.
 
-    `relative_error` is ||decoded - table|| / ||table|| of the plane alone and
-    `running_sum_error` that of the sum of planes so far; None where nothing was encoded in this
-    run (copied planes, shards taken over from an interrupted run).
+    The errors are those of the manifest (tolkit_formats.layer_errors); None where they are not
+    known: after a dry run, and of planes copied from a bundle that does not say.
     """
 
     layer: int
@@ -150,22 +151,27 @@ def write_bundle(
         forget_damaged(writer)
         # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
         _write_side_files(source, writer)
+        require_same_fit = partial(_require_same_fit, source, writer)
         if plan.entropy:
             fitter = StepsFitter(source, plan, weights_V, calibration, writer.work, pool, progress)
-            plan, stored, errors = encode_within(source, plan, fitter, writer, pool, progress)
+            plan, stored, sums = encode_within(
+                source, plan, fitter, writer, pool, progress, require_same_fit
+            )
         elif plan.bands is not None:
             filled = fit_bands(source, plan, weights_V, calibration, writer.work, pool, progress)
             plan = filled_plan(plan, filled)
-            stored = named_arrays({i: decided.stored for i, decided in filled.layers.items()})
             shared: Shared = WorkingArrays(filled.layers)
-            errors = encode_rows(source, plan, shared, writer, pool, progress)
+            stored = named_arrays({i: decided.stored for i, decided in filled.layers.items()})
+            require_same_fit(plan, stored)
+            sums = encode_rows(source, plan, shared, writer, pool, progress)
         else:
             shared = fit_bases(source, plan, weights, writer, pool, progress)
             stored = named_arrays(_stored_bases(source, plan, shared))
             if plan.coding is not None:
                 stored |= source.stored_common()
             coders = _copied_coders(plan, stored)
-            errors = encode_rows(source, plan, shared, writer, pool, progress, coders)
+            sums = encode_rows(source, plan, shared, writer, pool, progress, coders)
+        errors = _layer_errors(source, plan, sums)
         if stored:
             writer.put_tensors("tables/bases.safetensors", stored)
         manifest = Manifest(
@@ -174,7 +180,7 @@ def write_bundle(
             hidden_size=source.hidden_size,
             layers=plan.statuses,
             tiers=plan.tiers,
-            encoding=Encoding(plan.feedback_recorded, tuple(p.layer for p in plan.planes)),
+            encoding=Encoding(plan.feedback_recorded, tuple(p.layer for p in plan.planes), errors),
             sources=origin,
             files={},
             history=(*source.history, step),
@@ -253,7 +259,7 @@ def dry_run(
         source=source.path,
         path=None,
         identity=None,
-        layers=_layer_reports(plan, {}),
+        layers=_layer_reports(plan, ()),
         table_bytes=plan.table_bytes,
         bundle_bytes=None,
         bits_per_value=8 * plan.table_bytes / values,
@@ -289,6 +295,27 @@ def _copied_coders(
     return tuple(coders)
 
 
+def _require_same_fit(
+    source: TableSource,
+    writer: BundleWriter,
+    plan: EncodePlan,
+    stored: Mapping[str, tuple[str, npt.NDArray[Any]]],
+) -> None:
+    """Start over where finished shards were encoded with another fit.
+
+    A fit is made again after a crash, and on another machine it may round otherwise.
+    """
+    arrays = {
+        name: digests.array_digest(dtype, array.shape, [array])
+        for name, (dtype, array) in stored.items()
+    }
+    fit = digests.json_digest({"planes": plan.to_json(), "arrays": arrays})
+    if writer.note("bands") not in (None, fit):
+        writer.start_over()
+        _write_side_files(source, writer)
+    writer.remember("bands", fit)
+
+
 def _stored_bases(
     source: TableSource, plan: EncodePlan, shared: Shared
 ) -> dict[int, dict[str, tuple[str, npt.NDArray[Any]]]]:
@@ -316,16 +343,51 @@ def _write_side_files(source: TableSource, writer: BundleWriter) -> None:
         writer.put_tensors("token_counts.safetensors", counts)
 
 
-def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[LayerReport, ...]:
+def _layer_errors(
+    source: TableSource, plan: EncodePlan, sums: Sequence[ErrorSums]
+) -> tuple[LayerErrors, ...]:
+    """Measured in this step, or the source's own where this step changed nothing.
+
+    A plane's error stays true as long as its bytes are copied; the running sum's until the first
+    layer whose plane is encoded or left out.
+    """
+    step = len(source.history)
+    known = {errors.layer: errors for errors in source.errors}
     planes = {p.layer: p for p in plan.planes}
+    result = []
+    changed = False
+    for layer, before in enumerate(source.statuses):
+        old = known.get(layer, LayerErrors(layer))
+        plane = planes.get(layer)
+        had_plane = before.status == "kept"
+        new = had_plane if plane is None else not plane.copy
+        changed = changed or new
+        relative = rounded(sums[layer].relative) if new else old.relative
+        running = rounded(sums[layer].running_sum) if changed else old.running_sum
+        errors = LayerErrors(
+            layer,
+            relative,
+            None if relative is None else step if new else old.relative_step,
+            running,
+            None if running is None else step if changed else old.running_sum_step,
+        )
+        if errors.known:
+            result.append(errors)
+    return tuple(result)
+
+
+def _layer_reports(plan: EncodePlan, errors: Sequence[LayerErrors]) -> tuple[LayerReport, ...]:
+    planes = {p.layer: p for p in plan.planes}
+    known = {found.layer: found for found in errors}
     reports = []
     for layer, status in enumerate(plan.statuses):
         plane = planes.get(layer)
+        found = known.get(layer, LayerErrors(layer))
+        figures = (found.relative, found.running_sum)
         if plane is None:
-            reports.append(LayerReport(layer, status.status, status.into))
+            gone = LayerReport(layer, status.status, status.into)
+            reports.append(replace(gone, relative_error=figures[0], running_sum_error=figures[1]))
             continue
-        error = errors.get(layer)
-        measured = error is not None and error.own > 0
         reports.append(
             LayerReport(
                 layer,
@@ -334,8 +396,7 @@ def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[
                 plane.codec.to_json(),
                 _bytes_per_token(plan, plane),
                 _shared_bytes(plan, plane),
-                error.relative_error if error and measured else None,
-                error.running_sum_error if error and measured else None,
+                *figures,
             )
         )
     return tuple(reports)

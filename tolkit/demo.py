@@ -51,8 +51,8 @@ class DemoSpec:
 class DemoRow:
     """One way of storing the tables: what it takes and what it costs.
 
-    group: raw, bits, rank or drop. careful: with feedback or folding, the default. Quality is
-    against the checkpoint's FFN path; `_se` are standard errors over windows.
+    group: raw, bits, rank, budget or drop. careful: with feedback or folding, the default.
+    Quality is against the checkpoint's FFN path; `_se` are standard errors over windows.
     """
 
     tables: str
@@ -97,7 +97,7 @@ class _Variant:
 
 
 def run_demo(spec: DemoSpec, progress: Progress | None = None) -> DemoReport:
-    """Train a tiny model, store its tables in eight ways, measure all of them in one pass.
+    """Train a tiny model, store its tables in ten ways, measure all of them in one pass.
 
     Raises:
         OutputExistsError: `out` holds a finished demo (and not `force`), or something else.
@@ -275,6 +275,8 @@ def _variants(spec: DemoSpec, checkpoint: Path, progress: Progress) -> list[_Var
         _Variant(
             "rank 50% + nf4", "rank50-nf4.tol", "rank", True, smaller(rank="50%", codec="nf4")
         ),
+        _Variant("1 bit", "1bit.tol", "budget", True, smaller(bits_per_value=1.0)),
+        _Variant("half a bit", "halfbit.tol", "budget", True, smaller(bits_per_value=0.5)),
         _Variant("2 layers folded", "folded.tol", "drop", True, thinner(fold=True)),
         _Variant("2 layers dropped", "dropped.tol", "drop", False, thinner(fold=False)),
     ]

@@ -9,9 +9,21 @@ from typing import Protocol
 
 __all__ = ["PlotRow", "draw_quality", "plots_installed"]
 
-_COLOURS = {"raw": "#555555", "bits": "#1f77b4", "rank": "#d95f02", "drop": "#2a9d5c"}
+_COLOURS = {
+    "raw": "#555555",
+    "bits": "#1f77b4",
+    "rank": "#d95f02",
+    "drop": "#2a9d5c",
+    "budget": "#8e44ad",
+}
 _FLOOR = 1e-9  # an exact result has a place on a log axis too
-_NAMES = {"raw": "16 bits", "bits": "fewer bits", "rank": "lower rank", "drop": "fewer layers"}
+_NAMES = {
+    "raw": "16 bits",
+    "bits": "fewer bits",
+    "rank": "lower rank",
+    "drop": "fewer layers",
+    "budget": "to a budget",
+}
 
 
 class PlotRow(Protocol):

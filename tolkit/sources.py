@@ -25,6 +25,7 @@ from tolkit.rotation import rotated
 from tolkit_formats import digests, files
 from tolkit_formats.codecs import Bands, Codec, Steps, Svd, prepared
 from tolkit_formats.entropy import Coding
+from tolkit_formats.layer_errors import LayerErrors
 from tolkit_formats.manifest import HistoryEntry, LayerDigests, LayerStatus, Sources
 from tolkit_formats.predictor import Predictor, unit_rows
 from tolkit_formats.reader import Bundle, open_bundle
@@ -64,6 +65,7 @@ class TableSource(Protocol):
     tier_ranges: tuple[tuple[int, int], ...]
     predictors: Mapping[int, Predictor]
     coding: Coding | None
+    errors: tuple[LayerErrors, ...]
 
     def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
         """From now on order slots by these counts, and keep them; before anything is read."""
@@ -152,6 +154,7 @@ class CheckpointSource:
         self.tier_ranges: tuple[tuple[int, int], ...] = ((0, self.vocab_size),)
         self.predictors: Mapping[int, Predictor] = {}
         self.coding: Coding | None = None
+        self.errors: tuple[LayerErrors, ...] = ()
         self._sources: Sources | None = None
         self._token_of_slot = torch.arange(self.vocab_size)
         if self.token_counts_V is not None:
@@ -290,6 +293,7 @@ class BundleSource:
         self.tier_ranges = tuple((t.first_slot, t.first_slot + t.num_rows) for t in manifest.tiers)
         self.predictors = manifest.predictors
         self.coding = manifest.coding
+        self.errors = manifest.encoding.errors
         self._stored_slot_V: npt.NDArray[np.int64] | None = None  # of new slots, once reordered
 
     def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:

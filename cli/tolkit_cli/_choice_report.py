@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from tolkit_cli._output import Column, Output
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from tolkit.compress.choose import Choice, SetCost
     from tolkit.evaluate import Metric
 
-__all__ = ["show_choice"]
+__all__ = ["show_alone", "show_choice"]
 
 
 def show_choice(out: Output, choice: Choice) -> None:
@@ -27,7 +28,7 @@ def show_choice(out: Output, choice: Choice) -> None:
     if choice.as_is is not None:
         _cost_field(out, "as_is", "before dropping", choice.as_is)
     out.text()
-    out.table("alone", _columns(out, "layer", "into"), [_row(cost) for cost in choice.alone])
+    show_alone(out, choice.alone)
     out.text()
     rows = [
         {"search": step.search, "compared": len(step.candidates), **_row(step.taken)}
@@ -47,6 +48,11 @@ def show_choice(out: Output, choice: Choice) -> None:
     out.record("metrics", steps=steps, found={k: _facts(v) for k, v in choice.found.items()})
     out.field("metrics", "chosen", list(choice.layers), "chosen layers", _set_text(choice.cost))
     _cost_field(out, "cost", "cost together", choice.cost)
+
+
+def show_alone(out: Output, costs: Sequence[SetCost]) -> None:
+    """What each layer alone costs."""
+    out.table("alone", _columns(out, "layer", "into"), [_row(cost) for cost in costs])
 
 
 def _set_text(cost: SetCost) -> str:

@@ -3,119 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING
 
 from tolkit_cli._command import command
+from tolkit_cli._compress_options import (
+    BitsOption,
+    BitsPerValueOption,
+    BoundKlOption,
+    BoundPplOption,
+    BudgetOption,
+    CalibrationOption,
+    CodecOption,
+    CodingOption,
+    DropOption,
+    HadamardOption,
+    JudgeDataOption,
+    JudgeReferenceOption,
+    MeasuredOption,
+    NoFeedbackOption,
+    PredictOption,
+    RankOption,
+    WeightsOption,
+)
+from tolkit_cli._compress_run import CompressAsk, run_compress
+from tolkit_cli._eval_options import LimitOption, OtherReferenceOption, PackedOption, WindowOption
+from tolkit_cli._measuring import MeasuringOptions
 from tolkit_cli._options import (
-    WHAT,
+    BatchTokensOption,
+    DeviceOption,
     DryRunOption,
     ForceOption,
     OutOption,
     RestartOption,
     SourceArgument,
     ThreadsOption,
-    option,
 )
 from tolkit_cli._output import Output
 from tolkit_cli._report import show_report
 
-__all__ = ["compress"]
+if TYPE_CHECKING:
+    from tolkit.compress import CompressSpec
+    from tolkit.compress.bound import Bound
+    from tolkit.compress.choose import Choice
 
-RankOption = Annotated[
-    str | None,
-    option(
-        WHAT,
-        "--rank",
-        metavar="R",
-        help="Truncate: 50%, 1024, or by layers 0-3:1024,4-:256 (others keep full rank).",
-    ),
-]
-BitsOption = Annotated[
-    Literal["16", "8", "4"] | None,
-    option(
-        WHAT,
-        "--bits",
-        metavar="16|8|4",
-        help="Bits of a value: 8 is int8, 4 is nf4. [default: 16]",
-    ),
-]
-CodecOption = Annotated[
-    Literal["int8", "int4", "nf4", "fp4", "bands"] | None,
-    option(
-        WHAT,
-        "--codec",
-        metavar="NAME",
-        help="int8, int4, nf4 or fp4 instead of --bits; bands fills a budget.",
-    ),
-]
-BitsPerValueOption = Annotated[
-    float | None,
-    option(
-        WHAT,
-        "--bits-per-value",
-        metavar="X",
-        help="At most X true bits a value, everything stored counted: codec bands.",
-    ),
-]
-BudgetOption = Annotated[
-    str | None,
-    option(WHAT, "--budget", metavar="SIZE", help="The same as bytes: 1.5GB, 800MiB, 123456."),
-]
-CalibrationOption = Annotated[
-    Path | None,
-    option(
-        WHAT,
-        "--calibration",
-        metavar="FILE",
-        help="What errors cost at each layer, from tol calibrate; about halves the loss of bands.",
-    ),
-]
-PredictOption = Annotated[
-    str,
-    option(
-        WHAT,
-        "--predict",
-        metavar="auto|0|BITS",
-        help="Bits of weights that predict rows from embeddings, for bands; 0 predicts nothing.",
-    ),
-]
-HadamardOption = Annotated[
-    bool,
-    option(WHAT, "--hadamard", help="bands with a fixed rotation instead of a stored basis."),
-]
-CodingOption = Annotated[
-    Literal["fixed", "entropy"],
-    option(
-        WHAT,
-        "--coding",
-        metavar="fixed|entropy",
-        help="Of bands: records of one length, or entropy-coded ones: a third smaller at equal "
-        "loss, slower to read (format 1.1).",
-    ),
-]
-DropOption = Annotated[
-    str | None,
-    option(
-        WHAT,
-        "--drop",
-        metavar="LAYERS",
-        help="Also leave out layers, folded into the next kept one: 3-5,9.",
-    ),
-]
-WeightsOption = Annotated[
-    str,
-    option(
-        WHAT,
-        "--weights",
-        metavar="auto|none|FILE",
-        help="How much a row counts for the ranks: its token counts where known, all alike, or "
-        "a file of tol count.",
-    ),
-]
-NoFeedbackOption = Annotated[
-    bool,
-    option(WHAT, "--no-feedback", help="Do not let a layer make up for what earlier layers lost."),
-]
+__all__ = ["compress"]
 
 
 @command(
@@ -124,6 +55,7 @@ NoFeedbackOption = Annotated[
     examples=[
         "tol compress full.tol -o small.tol --rank 50% --bits 4",
         "tol compress ckpt -o nf4.tol --bits 4 --dry-run",
+        "tol compress ckpt -o good.tol --max-kl 5 --data stdlib:valid --limit-tokens 1000",
     ],
     next_step="tol eval SMALL --reference CKPT --data TEXT, to see what it cost.",
     resumable=True,
@@ -140,14 +72,25 @@ def compress(
     no_feedback: NoFeedbackOption = False,
     bits_per_value: BitsPerValueOption = None,
     budget: BudgetOption = None,
+    max_kl: BoundKlOption = None,
+    max_ppl_increase: BoundPplOption = None,
     calibration: CalibrationOption = None,
     predict: PredictOption = "auto",
     hadamard: HadamardOption = False,
     coding: CodingOption = "fixed",
+    data: JudgeDataOption = None,
+    reference: JudgeReferenceOption = None,
+    other_reference: OtherReferenceOption = False,
+    measured: MeasuredOption = None,
+    window: WindowOption = None,
+    packed: PackedOption = False,
+    limit_tokens: LimitOption = None,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     restart: RestartOption = False,
     threads: ThreadsOption = 0,
+    device: DeviceOption = "auto",
+    batch_tokens: BatchTokensOption = None,
 ) -> None:
     """Truncate ranks and quantise tables.
 
@@ -157,37 +100,101 @@ def compress(
 
     Error feedback is on: each layer is encoded with what earlier ones lost, so the running sum
     stays right at no cost in bytes. An interrupted run is continued by the same command.
+
+    --max-kl and --max-ppl-increase find the smallest size by writing bundles and evaluating them
+    on --data, typically four to six times a compression and two forward passes. The bound must
+    hold at the upper end of the 95 % interval, as in tol eval; where no size can: exit code 3.
+    The size was chosen on that text: judge it on other text.
     """
     from tolkit.bundling import Resources
     from tolkit.compress import CompressSpec
-    from tolkit.compress import compress as compress_tables
     from tolkit.compress.bands import BandsWish
-    from tolkit.compress.spec import BITS_TO_CODEC, parse_layers, parse_predict, parse_size
+    from tolkit.compress.spec import BITS_TO_CODEC, parse_auto_drop, parse_predict, parse_size
     from tolkit.errors import UsageError
-    from tolkit.sources import open_source
 
     if bits and codec:
         raise UsageError("--bits: give either --bits or --codec, not both")
     out.record("inputs", source=source)
-    layers = parse_layers(drop, open_source(source).num_layers, "--drop") if drop else ()
-    spec = CompressSpec(
-        rank=rank,
-        codec=BITS_TO_CODEC[int(bits)] if bits else codec,
-        drop=layers,
-        feedback=not no_feedback,
-        weights=weights,
-        bits_per_value=bits_per_value,
-        budget_bytes=None if budget is None else parse_size(budget, "--budget"),
-        calibration=None if calibration is None else str(calibration),
-        bands=BandsWish("hadamard" if hadamard else "klt", parse_predict(predict)),
-        coding=coding,
-    )
-    report = compress_tables(
+    bound = _bound(max_kl, max_ppl_increase)
+    if bound is not None:
+        _require_searchable(bits_per_value, budget, rank or bits or codec not in (None, "bands"))
+        if dry_run:
+            raise UsageError(
+                "--dry-run: the size is found by writing and measuring bundles",
+                hint="tol plan predicts any size",
+            )
+    auto = None if drop is None else parse_auto_drop(drop)
+    ask = CompressAsk(
         source,
         path,
-        spec,
-        resources=Resources(threads or None, force, restart),
-        dry=dry_run,
-        progress=out.progress(),
+        MeasuringOptions(
+            data,
+            reference,
+            other_reference,
+            measured,
+            window,
+            packed,
+            limit_tokens,
+            batch_tokens,
+            device,
+        ),
+        Resources(threads or None, force, restart),
+        dry_run,
+        bound,
+        auto,
     )
-    show_report(out, report)
+
+    def spec_at(budget_bytes: int | None, choice: Choice | None) -> CompressSpec:
+        chosen = None if choice is None else choice.layers
+        return CompressSpec(
+            rank=rank,
+            codec=BITS_TO_CODEC[int(bits)] if bits else codec,
+            drop=chosen or (() if auto is not None else _layers(drop, source)),
+            feedback=not no_feedback,
+            weights=weights,
+            into=None if choice is None else choice.into,
+            chosen_by={} if choice is None else choice.to_history(),
+            bits_per_value=bits_per_value,
+            budget_bytes=budget_bytes,
+            calibration=None if calibration is None else str(calibration),
+            bands=BandsWish("hadamard" if hadamard else "klt", parse_predict(predict)),
+            coding=coding,
+        )
+
+    budget_bytes = None if budget is None else parse_size(budget, "--budget")
+    report = run_compress(out, ask, spec_at, budget_bytes)
+    if report is not None:
+        show_report(out, report)
+
+
+def _bound(max_kl: str | None, max_ppl_increase: str | None) -> Bound | None:
+    from tolkit.compress.bound import Bound
+    from tolkit.compress.choose import parse_bound
+
+    if max_kl is None and max_ppl_increase is None:
+        return None
+    return Bound(
+        None if max_kl is None else parse_bound(max_kl, "max_kl"),
+        None if max_ppl_increase is None else parse_bound(max_ppl_increase, "max_ppl_increase"),
+    )
+
+
+def _require_searchable(bits_per_value: float | None, budget: str | None, other: object) -> None:
+    """UsageError where a size or a codec of a size of its own is given beside a bound."""
+    from tolkit.errors import UsageError
+
+    if bits_per_value is not None or budget is not None:
+        raise UsageError(
+            "--max-kl: finds the size itself", hint="leave --bits-per-value and --budget out"
+        )
+    if other:
+        raise UsageError(
+            "--max-kl: sizes are found for codec bands", hint="leave --rank, --bits and --codec out"
+        )
+
+
+def _layers(drop: str | None, source: Path) -> tuple[int, ...]:
+    from tolkit.compress.spec import parse_layers
+    from tolkit.sources import open_source
+
+    return parse_layers(drop, open_source(source).num_layers, "--drop") if drop else ()

@@ -52,7 +52,7 @@ def demo(
     """Do all of it on a small model, in about three minutes.
 
     Trains a MemoryLLM (tiny preset) on the sources and manual of this Python, builds its tables,
-    compresses and thins them in eight ways, and prints what each way costs in bytes and in
+    compresses and thins them in ten ways, and prints what each way costs in bytes and in
     quality, measured against the checkpoint's own FFN path on held-out text. Needs no network.
 
     Writes a checkpoint, the bundles (130 MB in all) and, where the plots extra is installed, a

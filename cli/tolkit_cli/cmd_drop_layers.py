@@ -14,6 +14,7 @@ from tolkit_cli._choose_options import (
     SearchOption,
 )
 from tolkit_cli._command import command
+from tolkit_cli._compress_options import MeasuredOption
 from tolkit_cli._eval_options import (
     LimitOption,
     OtherReferenceOption,
@@ -84,6 +85,7 @@ def drop_layers(
     data: ChooseDataOption = None,
     reference: ChooseReferenceOption = None,
     other_reference: OtherReferenceOption = False,
+    measured: MeasuredOption = None,
     window: WindowOption = None,
     packed: PackedOption = False,
     limit_tokens: LimitOption = None,
@@ -121,6 +123,7 @@ def drop_layers(
         "data": data,
         "reference": reference,
         "other_reference": other_reference,
+        "measured": measured,
         "window": window,
         "packed": packed,
         "limit_tokens": limit_tokens,
@@ -195,12 +198,15 @@ def _measured(out: Output, bundle: Path, wish: DropWish, asked: dict[str, Any]) 
     """The layers that measuring on text chooses, after showing what it found."""
     from tolkit.compress import DropSpec
     from tolkit.compress.choose import choose_layers, most_evaluations
+    from tolkit.compress.choose_known import known_costs
     from tolkit.data import read_documents
     from tolkit.data.limit import limited
     from tolkit.errors import UsageError
     from tolkit.evaluate import windows_of
     from tolkit.evaluate.adjust import layers_with_tables
     from tolkit.evaluate.forward import Machine
+    from tolkit.evaluate.judge import Judge
+    from tolkit.measured import Measured, load_measured
     from tolkit.tables import load_runnable, require_partners
     from tolkit_cli._choice_report import show_choice
 
@@ -222,9 +228,17 @@ def _measured(out: Output, bundle: Path, wish: DropWish, asked: dict[str, Any]) 
         windows = windows_of(documents, model.tokenizer, length, asked["packed"])
     most = most_evaluations(len(layers_with_tables(model)), wish)
     out.text(f"{'to measure':<20}  up to {most:,} sets of layers, {windows.n_tokens:,} tokens each")
+    judge = Judge(partner, windows, device=asked["device"], batch_tokens=asked["batch_tokens"])
+    measured = load_measured(asked["measured"]) if asked["measured"] else Measured()
     with out.timing("choose"):
         choice = choose_layers(
-            model, windows, wish, reference=partner, machine=machine, progress=out.progress()
+            model,
+            windows,
+            wish,
+            reference=partner,
+            machine=machine,
+            progress=out.progress(),
+            known=known_costs(measured, model, judge, fold=wish.fold),
         )
     show_choice(out, choice)
     return DropSpec(choice.layers, wish.fold, choice.into, choice.to_history())

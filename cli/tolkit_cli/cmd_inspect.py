@@ -24,8 +24,17 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
 
     bits/value of a layer counts its codes, scales and basis; the bundle's figure counts
     everything under tables/ (checksums, maps and padding too) over V x L x D of the source.
+
+    error and running sum are as tol diff defines them, recorded when the tables were made; the
+    lines below the table say relative to what.
     """
-    from tolkit_cli._describe import LAYER_COLUMNS, layer_rows, lineage_text, record_bytes
+    from tolkit_cli._describe import (
+        LAYER_COLUMNS,
+        error_lines,
+        layer_rows,
+        lineage_text,
+        record_bytes,
+    )
     from tolkit_formats import open_bundle
 
     with out.timing("open"):
@@ -51,7 +60,11 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
     out.field("metrics", "feedback", manifest.encoding.feedback, "error feedback", None)
     out.field("metrics", "history", lineage_text(manifest), "made by")
     out.text()
+    out.record("metrics", errors=[errors.to_json() for errors in manifest.encoding.errors])
     out.table("layers", LAYER_COLUMNS, layer_rows(opened))
+    out.text()
+    for line in error_lines(manifest):
+        out.text(line)
     out.quiet_value(opened.table_bytes)
 
 

@@ -7,11 +7,14 @@ are cut out of pairs of neighbouring bytes at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FieldLayout", "Run", "field_widths", "pack"]
+from tolkit_formats.errors import BundleError
+
+__all__ = ["FieldLayout", "Run", "SignedRows", "field_widths", "pack"]
 
 Run = tuple[int, int]
 """(count, bits): so many neighbouring fields of one width."""
@@ -63,3 +66,36 @@ def pack(fields_NC: NDArray[np.uint8], widths_C: NDArray[np.int64]) -> NDArray[n
     place = np.repeat(ends_C, widths_C) - 1 - np.arange(total)
     bits_NT = (fields_NC[:, owner] >> place.astype(np.uint8)) & np.uint8(1)
     return np.packbits(bits_NT, axis=1)
+
+
+@dataclass(frozen=True)
+class SignedRows:
+    """Numbers -m..m with m = 2^(bits-1) - 1, kept as fields m higher; every row starts a byte."""
+
+    count: int
+    width: int
+    bits: int
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all rows."""
+        return self.count * -(-self.bits * self.width // 8)
+
+    def unpack(self, packed_B: NDArray[np.uint8], what: str) -> NDArray[np.float32]:
+        """The numbers, float32 [count, width]; BundleError names a field no encoder writes."""
+        layout = FieldLayout(np.full(self.width, self.bits, np.int64))
+        fields = layout.unpack(packed_B.reshape(self.count, -1))
+        largest = (1 << self.bits) - 2
+        if fields.size and fields.max() > largest:
+            raise BundleError(f"{what}: code {int(fields.max())} is outside 0..{largest}")
+        numbers: NDArray[np.float32] = fields.astype(np.float32)
+        numbers -= np.float32(largest // 2)
+        return numbers
+
+    def check(self, packed_B: NDArray[np.uint8], what: str) -> None:
+        """BundleError when a bit behind the last field of a row is set."""
+        spare_bits = -self.bits * self.width % 8
+        last_bytes = packed_B.reshape(self.count, -1)[:, -1]
+        rows = np.flatnonzero(last_bytes & np.uint8((1 << spare_bits) - 1))
+        if len(rows):
+            raise BundleError(f"row {int(rows[0])}, {what}: padding is not zero")

@@ -12,6 +12,7 @@ from typing import Any
 
 from tolkit_formats import digests, strict_json
 from tolkit_formats.entropy import FEATURE, Coding
+from tolkit_formats.layer_errors import LayerErrors
 from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import Tier
 
@@ -58,10 +59,21 @@ class LayerStatus:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How planes were encoded: layer order, and whether each pays back what earlier ones lost."""
+    """How planes were encoded: layer order, and whether each pays back what earlier ones lost.
+
+    `errors`: how far they are from the tables they stand for, by layer; empty where unknown.
+    """
 
     feedback: bool
     order: tuple[int, ...]
+    errors: tuple[LayerErrors, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The field `encoding` of tol.json."""
+        fields: dict[str, Any] = {"feedback": self.feedback, "order": list(self.order)}
+        if self.errors:
+            fields["errors"] = [errors.to_json() for errors in self.errors]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -186,7 +198,7 @@ class Manifest:
                 }
                 for tier in self.tiers
             ],
-            "encoding": {"feedback": self.encoding.feedback, "order": list(self.encoding.order)},
+            "encoding": self.encoding.to_json(),
             "sources": {
                 "embedding": self.sources.embedding,
                 "tokenizer": self.sources.tokenizer,

@@ -9,11 +9,13 @@ from tolkit_formats._fields import Fields
 from tolkit_formats.codecs import Steps, codec_from_json
 from tolkit_formats.entropy import FEATURE, Coding
 from tolkit_formats.errors import BundleError, UnsupportedVersionError
+from tolkit_formats.layer_errors import parse_layer_errors
 from tolkit_formats.limits import (
     BLOCK_ROWS,
     MAX_HIDDEN_SIZE,
     MAX_INTEGER,
     MAX_LAYERS,
+    MAX_MANIFEST_BYTES,
     MAX_SHARD_BYTES,
     MAX_SHARDS,
     MAX_STRIDE_BYTES,
@@ -33,8 +35,8 @@ from tolkit_formats.manifest import (
     Manifest,
     Sources,
 )
-from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import Plane, Tier, lay_out
+from tolkit_formats.shared_rules import read_predictors, require_agreement
 
 __all__ = ["parse_manifest"]
 
@@ -49,6 +51,8 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         UnsupportedVersionError: another major version, or a required feature unknown here.
         BundleError: anything that breaks a rule, named by field.
     """
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{where}: {len(data):,} bytes, limit {MAX_MANIFEST_BYTES:,}")
     value = strict_json.parse(data, where)
     root = Fields(value, where)
     version = _version(root)
@@ -70,18 +74,19 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     mapped = root.text("slots", ("identity", "mapped")) == "mapped"
     coding = _coding(root, version, features)
     tiers = _tiers(root, vocab_size, hidden_size, kept, partial=mapped, coded=coding is not None)
+    history = _history(root)
     manifest = Manifest(
         vocab_size=vocab_size,
         num_layers=num_layers,
         hidden_size=hidden_size,
         layers=layers,
         tiers=tiers,
-        encoding=_encoding(root.object("encoding"), kept),
+        encoding=_encoding(root.object("encoding"), kept, num_layers, len(history)),
         sources=_sources(root.object("sources"), num_layers),
         files=_files(root),
-        history=_history(root),
+        history=history,
         mapped_slots=mapped,
-        predictors=_predictors(root, hidden_size, kept),
+        predictors=read_predictors(root, hidden_size, kept),
         combine=root.text("combine", COMBINE_RULES),
         lookup_scale=root.number("lookup_scale"),
         out_of_range=root.text("out_of_range", ("error", "row_0", "zero")),
@@ -183,6 +188,7 @@ def _tiers(
         raise BundleError(
             f"{root.where}: tiers hold {next_slot} rows, expected vocab_size {vocab_size}"
         )
+    require_agreement(tiers, root.where)
     return tuple(tiers)
 
 
@@ -199,26 +205,6 @@ def _plane(entry: Fields, hidden_size: int) -> Plane:
     )
     entry.done()
     return plane
-
-
-def _predictors(root: Fields, hidden_size: int, kept: tuple[int, ...]) -> dict[int, Predictor]:
-    """The optional list; written only when it is not empty."""
-    if not root.has("predictors"):
-        return {}
-    predictors = {}
-    for entry in root.objects("predictors", longest=MAX_LAYERS):
-        layer = entry.integer("layer", 0, MAX_LAYERS - 1)
-        params = {name: entry.get(name) for name in entry.value if name != "layer"}
-        try:
-            predictors[layer] = Predictor.from_json(params, hidden_size)
-        except BundleError as error:
-            raise BundleError(f"{entry.where}: {error.message}") from error
-    order = list(predictors)
-    if not order or order != sorted(order) or not set(order) <= set(kept):
-        raise BundleError(f"{root.where}: predictors must name kept layers in order, each once")
-    if len(order) != len(root.value["predictors"]):
-        raise BundleError(f"{root.where}: predictors names a layer twice")
-    return predictors
 
 
 def _check_codecs(tier: Tier, where: str) -> None:
@@ -259,15 +245,16 @@ def _check_tier(tier: Tier, kept: tuple[int, ...], where: str) -> None:
         raise BundleError(f"{where}: {tier.num_shards} shards, limit {MAX_SHARDS}")
 
 
-def _encoding(entry: Fields, kept: tuple[int, ...]) -> Encoding:
+def _encoding(entry: Fields, kept: tuple[int, ...], num_layers: int, num_steps: int) -> Encoding:
     feedback = entry.boolean("feedback")
     order = entry.array("order", longest=MAX_LAYERS)
+    errors = tuple(parse_layer_errors(entry, num_layers, num_steps))
     entry.done()
     if any(isinstance(i, bool) or not isinstance(i, int) for i in order) or sorted(order) != list(
         kept
     ):
         raise BundleError(f"{entry.where}: order must list the kept layers {list(kept)}")
-    return Encoding(feedback, tuple(order))
+    return Encoding(feedback, tuple(order), errors)
 
 
 def _sources(entry: Fields, num_layers: int) -> Sources:

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolkit_formats.bitpack import FieldLayout
+from tolkit_formats.bitpack import SignedRows
 from tolkit_formats.codecs.bands import MAX_EXPONENT, MAX_WIDTH
-from tolkit_formats.codecs.base import read_integer, refuse_unknown
-from tolkit_formats.errors import BundleError
+from tolkit_formats.codecs.base import read_integer, refuse_unknown, require_bounded, require_scales
 
 __all__ = ["Predictor", "unit_rows"]
 
@@ -48,24 +47,31 @@ class Predictor:
 
     def shared_shapes(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         """As `Codec.shared_shapes`."""
-        row_bytes = -(-self.bits * self.width // 8)
         return {
-            "predictor": ("U8", (self.width * row_bytes,)),
+            "predictor": ("U8", (self._rows.size_bytes,)),
             "predictor_scales": ("F16", (self.width,)),
         }
 
     def weights_DD(self, shared: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """float32 [D out, D in]; BundleError for a code no encoder writes."""
-        packed = np.asarray(shared["predictor"]).reshape(self.width, -1)
-        layout = FieldLayout(np.full(self.width, self.bits, np.int64))
-        codes_DD = layout.unpack(packed).astype(np.float32)
-        largest = (1 << self.bits) - 2
-        if codes_DD.size and codes_DD.max() > largest:
-            raise BundleError(f"predictor: code {int(codes_DD.max())} is outside 0..{largest}")
-        codes_DD -= np.float32(largest // 2)
-        codes_DD *= np.asarray(shared["predictor_scales"], np.float32)[:, None]
-        codes_DD *= np.float32(2.0**self.exponent)
-        return codes_DD
+        weights_DD = self._rows.unpack(np.asarray(shared["predictor"]), "predictor")
+        weights_DD *= np.asarray(shared["predictor_scales"], np.float32)[:, None]
+        weights_DD *= np.float32(2.0**self.exponent)
+        return weights_DD
+
+    def check_shared(self, shared: Mapping[str, NDArray[Any]]) -> None:
+        """BundleError for arrays no encoder writes."""
+        require_scales(shared["predictor_scales"], "predictor_scales")
+        self._rows.check(np.asarray(shared["predictor"]), "predictor")
+        # A unit embedding has the norm sqrt(D), so a row of weights gives at most:
+        weights_DD = self._rows.unpack(np.asarray(shared["predictor"]), "predictor")
+        scales_D = np.asarray(shared["predictor_scales"], np.float64)
+        largest = float((np.linalg.norm(weights_DD, axis=1) * scales_D).max())
+        require_bounded(largest * self.width**0.5 * 2.0**self.exponent, "predictor")
+
+    @property
+    def _rows(self) -> SignedRows:
+        return SignedRows(self.width, self.width, self.bits)
 
 
 def unit_rows(embedded_ND: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -177,6 +177,8 @@ class Bundle:
             inside: npt.NDArray[np.bool_] | slice = slice(None)
             if len(self.manifest.tiers) > 1:
                 inside = (slots >= tier.first_slot) & (slots < tier.first_slot + tier.num_rows)
+                if not inside.any():
+                    continue
             records = self.shards.take(tier, slots[inside])
             for i, plane in enumerate(tier.planes):
                 plane_NB = records[:, plane.offset : plane.offset + plane.length]
@@ -191,8 +193,7 @@ class Bundle:
 
     def embedded(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Rows of the backbone's embedding, float32 [n, D]; ids within 0..V-1."""
-        weight = self._embedding
-        rows = np.array(weight[np.asarray(token_ids)])
+        rows = np.array(self._embedding[np.asarray(token_ids, np.int64)])
         if rows.dtype == np.uint16:  # bf16 as the reader maps it
             return (rows.astype(np.uint32) << 16).view(np.float32)
         return rows.astype(np.float32)
@@ -450,7 +451,11 @@ class Bundle:
         """Expanded arrays, made once while they fit _EXPANDED_BYTES, else at every call."""
         if key in self._expanded:
             return self._expanded[key]
-        made = make()
+        try:
+            made = make()
+        except BundleError as error:
+            where = f"{self._bases.path}: layer {key[1]}"
+            raise BundleError(f"{where}: {error.message}") from error
         size_bytes = sum(array.nbytes for array in made.values())
         if self._expanded_bytes + size_bytes <= _EXPANDED_BYTES:
             self._expanded[key] = made
@@ -470,4 +475,10 @@ class Bundle:
             raise BundleError(
                 f"{backbone.path}: {_EMBEDDING} is missing or no {list(shape)} of F32, F16 or BF16"
             )
-        return backbone.expect(_EMBEDDING, info.dtype, shape)
+        weight_VD = backbone.expect(_EMBEDDING, info.dtype, shape)
+        if digests.array_digest(info.dtype, shape, [weight_VD]) != self.manifest.sources.embedding:
+            raise BundleError(
+                f"{backbone.path}: {_EMBEDDING} is not the one the tables are for "
+                "(sources.embedding in tol.json)"
+            )
+        return weight_VD

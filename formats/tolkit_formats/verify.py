@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from tolkit_formats import digests, files
+from tolkit_formats.codecs import check_shared
 from tolkit_formats.errors import BundleError
 from tolkit_formats.limits import BLOCK_ROWS, CHECKSUM_BLOCK_BYTES
 from tolkit_formats.manifest import Manifest
@@ -63,15 +64,13 @@ def verify(path: str | Path, *, on_bytes: Callable[[int], None] | None = None) -
     if manifest.coding is not None:
         legal = "every entropy-coded row decodes to its end"
     checks.append(f"{count:,} records: CRC-32 matches, {legal}")
-    for layer in manifest.layer_ids:
-        for name, array in bundle.shared(layer).items():
-            if not np.isfinite(array.astype(np.float32)).all():
-                raise BundleError(f"{bundle.path}: layer {layer}: {name} holds NaN or infinity")
-    if not np.isfinite(bundle.common.get("offsets", np.zeros(0))).all():
-        raise BundleError(f"{bundle.path}: offsets hold NaN or infinity")
-    checks.append("shared arrays: finite")
+    _check_shared(bundle)
+    checks.append("shared arrays: finite, scales and codes legal")
     _check_partners(bundle)
     checks.append("config, tokenizer and counts: match their source digests")
+    if manifest.predictors:
+        _check_embedding(bundle)
+        checks.append("embedding: finite, matches its source digest")
     return VerifyReport(bundle.path, bundle.identity, manifest.bundle_bytes, count, tuple(checks))
 
 
@@ -137,6 +136,32 @@ def _check_records(bundle: Bundle) -> int:
                     ) from error
             count += len(records)
     return count
+
+
+def _check_shared(bundle: Bundle) -> None:
+    if not np.isfinite(bundle.common.get("offsets", np.zeros(0))).all():
+        raise BundleError(f"{bundle.path}/tables/bases.safetensors: offsets: NaN or infinity")
+    for layer in bundle.layer_ids:
+        shared = bundle.shared(layer)
+        try:
+            for tier in bundle.manifest.tiers:
+                (plane,) = [plane for plane in tier.planes if plane.layer == layer]
+                check_shared(plane.codec, shared)
+            predictor = bundle.manifest.predictors.get(layer)
+            if predictor is not None:
+                predictor.check_shared(shared)
+        except BundleError as error:
+            where = f"{bundle.path}/tables/bases.safetensors: layer {layer}"
+            raise BundleError(f"{where}: {error.message}") from error
+
+
+def _check_embedding(bundle: Bundle) -> None:
+    for first in range(0, bundle.vocab_size, BLOCK_ROWS):
+        ids = np.arange(first, min(first + BLOCK_ROWS, bundle.vocab_size))
+        if not np.isfinite(bundle.embedded(ids)).all():
+            raise BundleError(
+                f"{bundle.path}/backbone.safetensors: the embedding holds NaN or infinity"
+            )
 
 
 def _check_partners(bundle: Bundle) -> None:

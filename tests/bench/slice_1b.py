@@ -1,6 +1,7 @@
 """Memory and time of build and compress at the 1B shape, on a slice of two layers.
 
     python tests/bench/slice_1b.py [--folder DIR] [--layers 2] [--threads 2] [--rows 128256]
+        [--only CASE,..]
 
 Writes a random bf16 checkpoint (V 128,256, D 2048, K 5464; 0.8 GB) into the folder, then runs
 each command in a process of its own and samples its anonymous memory (RssAnon, as DESIGN's
@@ -141,6 +142,7 @@ def child(name: str, folder: Path, threads: int) -> dict[str, float]:
         "rank 50 % + nf4": CompressSpec(rank="50%", codec="nf4"),
         "nf4": CompressSpec(codec="nf4"),
         "int8": CompressSpec(codec="int8"),
+        "bands 1.0": CompressSpec(bits_per_value=1.0),
     }[name.removesuffix(" from bundle")]
     start = folder / "b.tol" if name.endswith("from bundle") else checkpoint
     out = folder / "c.tol"
@@ -155,6 +157,8 @@ CASES = (
     "nf4 from bundle",
     "rank 50 % + nf4 from bundle",
     "rank 50 % + nf4",
+    "bands 1.0 from bundle",
+    "bands 1.0",
 )
 # DESIGN: build and compress --rank; one layer's FFN in float32 is 128 MiB.
 TARGETS_MIB = {"build": 128 + 256, "rank": 400}
@@ -167,6 +171,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rows", type=int, default=128_256)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", default="", help="cases by name, comma-separated")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -181,6 +186,8 @@ def main() -> None:
     print("| command | seconds | baseline MiB | peak above MiB | target MiB |")
     print("|---|---|---|---|---|")
     for case in CASES:
+        if arguments.only and case not in arguments.only.split(","):
+            continue
         command = [sys.executable, __file__, "--child", case, "--folder", str(folder)]
         command += ["--threads", str(arguments.threads)]
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -6,6 +6,7 @@ import struct
 
 import numpy as np
 import pytest
+from _bands import bands
 
 from tolkit_formats.codecs import CODECS, Codec, FourBit, Int8, Raw, Svd, codec_from_json
 from tolkit_formats.codecs.fourbit import CODE_ORDER, CODEBOOKS, DECISION_BOUNDS
@@ -239,9 +240,9 @@ def test_check_names_what_no_encoder_writes(
 def test_the_registry_builds_every_codec_under_its_own_name() -> None:
     samples = {**{str(p["name"]): p for p in PARAMS}}
     samples["svd"] = {"name": "svd", "rank": 2, "inner": {"name": "int8"}}
-    hadamard = {"basis": [], "exponent": 0, "tier": 0}
-    samples["bands"] = {"name": "bands", "runs": [], "codebooks": [], **hadamard}
-    samples["steps"] = {"name": "steps", "tiers": 1, "count": 0, **hadamard}
+    samples["bands"] = bands([[2, 4]])
+    hadamard = {"basis": "", "exponent": 0}
+    samples["steps"] = {"name": "steps", "tier": 0, "tiers": 1, "count": 0, **hadamard}
     assert sorted(CODECS) == sorted(samples)
     for name, params in samples.items():
         assert codec_from_json(params, 64).name == name

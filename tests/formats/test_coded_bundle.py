@@ -236,7 +236,7 @@ def test_steps_without_the_coder_are_refused(tmp_path: Path) -> None:
     from _tiny_bundles import write_bundle
 
     path = write_bundle(tmp_path / "raw.tol")
-    codec = {"name": "steps", "tier": 0, "tiers": 1, "count": 0, "basis": [], "exponent": 0}
+    codec = {"name": "steps", "tier": 0, "tiers": 1, "count": 0, "basis": "", "exponent": 0}
     reseal(path, lambda m: m["tiers"][0]["planes"][1].update(codec=codec))
     with pytest.raises(BundleError, match="codec steps needs entropy coding"):
         open_bundle(path)

@@ -5,7 +5,8 @@
 A golden bundle is frozen bytes: what was written once by a released format is read for ever. The
 script is kept as provenance, not to make the same bytes again on another machine; it refuses to
 touch a folder that is there. V 40 tokens, L 3 or 4 layers, D 24 values (so every group of 64 is a
-short one, and rank 11 ends in half a byte).
+short one, and rank 11 ends in half a byte). Bundles of bands have V 72, enough for two tiers; they
+joined v1.0 before its release, made into another folder and copied.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import tolkit
 from tolkit.build import build
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
+from tolkit.compress.bands import BandsWish
 from tolkit.model import Decoder, ModelConfig, save_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit_formats import FORMAT_VERSION, open_bundle, verify
@@ -36,6 +38,7 @@ from tolkit_formats.tensorfile import write_tensors
 
 SEED = 20261121
 VOCAB_SIZE, HIDDEN_SIZE = 40, 24
+TIERED_VOCAB_SIZE = 72
 HERE = Path(__file__).parent
 
 
@@ -63,6 +66,16 @@ GOLDENS = (
         {"counts": True, "codec": "int8", "drop": (1,), "plain": (3,)},
         "4 layers: 1 folded into 2, 3 dropped without folding; slots in the order of counts",
     ),
+    Golden(
+        "bands-klt",
+        {"tiers": True, "bits": 18.0, "transform": "klt", "predict": 3},
+        "bands in a stored basis with predictions of 3 bits, two tiers",
+    ),
+    Golden(
+        "bands-hadamard",
+        {"tiers": True, "bits": 15.0, "transform": "hadamard", "predict": 0},
+        "bands in the rotation, blocks of 8, two tiers",
+    ),
 )
 
 
@@ -88,7 +101,7 @@ def make(folder: Path) -> None:
         _write(golden, path)
         verify(path)
         bundle = open_bundle(path)
-        rows = bundle.rows(np.arange(VOCAB_SIZE))
+        rows = bundle.rows(np.arange(bundle.vocab_size))
         rows_file = folder / f"{golden.name}.rows.safetensors"
         write_tensors(rows_file, {"rows": ("F32", rows)})
         lines += [
@@ -107,10 +120,18 @@ def _write(golden: Golden, path: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         source = Path(name) / "ckpt"
         _checkpoint(
-            source, layers=4 if "plain" in options else 3, counts=bool(options.get("counts"))
+            source,
+            layers=4 if "plain" in options else 3,
+            counts=bool(options.get("counts")),
+            tiers=bool(options.get("tiers")),
         )
         if "build" in options:
             build(source, path, dtype=str(options["build"]), **common)
+            return
+        if "bits" in options:
+            wish = BandsWish(str(options["transform"]), int(str(options["predict"])), 2)
+            spec = CompressSpec(bits_per_value=float(str(options["bits"])), bands=wish)
+            compress(source, path, spec, **common)
             return
         spec = CompressSpec(
             rank=options.get("rank"), codec=options.get("codec"), drop=options.get("drop", ())
@@ -124,10 +145,10 @@ def _write(golden: Golden, path: Path) -> None:
         )
 
 
-def _checkpoint(path: Path, *, layers: int, counts: bool) -> None:
+def _checkpoint(path: Path, *, layers: int, counts: bool, tiers: bool) -> None:
     config = ModelConfig(
         architecture="memory",
-        vocab_size=VOCAB_SIZE,
+        vocab_size=TIERED_VOCAB_SIZE if tiers else VOCAB_SIZE,
         hidden_size=HIDDEN_SIZE,
         num_hidden_layers=layers,
         num_attention_heads=2,
@@ -150,6 +171,9 @@ def _checkpoint(path: Path, *, layers: int, counts: bool) -> None:
     if counts:
         ranks = np.random.default_rng(SEED).permutation(VOCAB_SIZE) + 1
         counts_V = (1000 // ranks).astype(np.uint64)
+    if tiers:
+        steps = np.repeat([5000, 0], TIERED_VOCAB_SIZE // 2)
+        counts_V = np.random.default_rng(SEED).permutation(steps).astype(np.uint64)
     save_checkpoint(model.to(torch.bfloat16), path, _tokenizer_files(), counts_V)
 
 

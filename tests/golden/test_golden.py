@@ -17,6 +17,7 @@ import torch
 
 from tolkit.tables import load_runnable
 from tolkit_formats import open_bundle, verify
+from tolkit_formats.codecs import Bands
 from tolkit_formats.tensorfile import TensorFile
 
 HERE = Path(__file__).parent
@@ -47,8 +48,8 @@ def test_every_codec_of_1_0_is_there() -> None:
         for plane in open_bundle(path).manifest.tiers[0].planes:
             described = plane.codec.to_json()
             stored.add(str(described.get("dtype", described["name"])))
-    assert stored == {"f32", "f16", "bf16", "int8", "int4", "nf4", "fp4", "svd"}
-    assert len(GOLDENS) == 10
+    assert stored == {"f32", "f16", "bf16", "int8", "int4", "nf4", "fp4", "svd", "bands"}
+    assert len(GOLDENS) == 12
 
 
 @each
@@ -65,9 +66,9 @@ def test_bytes_are_the_published_ones(path: Path, about: dict[str, Any]) -> None
 @each
 def test_rows_are_the_published_ones(path: Path, about: dict[str, Any]) -> None:
     bundle = open_bundle(path)
-    want, got = rows_beside(path), bundle.rows(np.arange(40))
+    want, got = rows_beside(path), bundle.rows(np.arange(bundle.vocab_size))
     assert got.dtype == want.dtype and got.shape == want.shape
-    if "svd" not in path.name:
+    if "svd" not in path.name and "bands" not in path.name:
         assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
         return
     # A product of matrices may be summed in any order (SPEC section 6).
@@ -80,7 +81,9 @@ def test_they_run(path: Path, about: dict[str, Any]) -> None:
     runnable = load_runnable(path)
     ids = torch.tensor([runnable.tokenizer.encode("golden rows 10")])
     logits = runnable.model(ids, rows=runnable.rows)
-    assert logits.shape == (1, 14, 40) and bool(torch.isfinite(logits).all())
+    assert logits.shape == (1, 14, open_bundle(path).vocab_size) and bool(
+        torch.isfinite(logits).all()
+    )
 
 
 def test_layers_and_slots_of_the_mapped_one() -> None:
@@ -94,6 +97,23 @@ def test_layers_and_slots_of_the_mapped_one() -> None:
     assert counts is not None and slots is not None
     order = sorted(range(40), key=lambda i: (-int(counts[i]), i))
     assert slots.tolist() == np.argsort(order).tolist() != list(range(40))
+
+
+@pytest.mark.parametrize("name", ["bands-klt", "bands-hadamard"])
+def test_tiers_of_the_bands_ones(name: str) -> None:
+    manifest = open_bundle(HERE / "v1.0" / f"{name}.tol").manifest
+    assert [tier.num_rows for tier in manifest.tiers] == [36, 36]
+    frequent, rare = (tier.stride for tier in manifest.tiers)
+    assert frequent > rare
+    assert sorted(manifest.predictors) == ([0, 1, 2] if name == "bands-klt" else [])
+    widths = {
+        int(width)
+        for tier in manifest.tiers
+        for plane in tier.planes
+        if isinstance(plane.codec, Bands)
+        for width in plane.codec.widths_R
+    }
+    assert len(widths) >= 4
 
 
 def test_the_script_never_makes_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tolkit.calibrate import load_metric
+import numpy as np
+import numpy.typing as npt
+
+from tolkit.calibrate import Calibration, load_metric
 from tolkit.compress.plan import plan_compress, plan_drop
 from tolkit.compress.spec import CompressSpec, DropSpec
 from tolkit.counts import load_counts
 from tolkit.progress import Progress, TqdmProgress
-from tolkit.sources import open_source
+from tolkit.sources import TableSource, open_source
 
 if TYPE_CHECKING:
     from tolkit.bundling import BundleReport, Resources
 
-__all__ = ["CompressSpec", "DropSpec", "compress", "drop_layers"]
+__all__ = [
+    "CompressSpec",
+    "DropSpec",
+    "compress",
+    "compress_options",
+    "drop_layers",
+    "open_for",
+]
 
 
 def compress(
@@ -43,13 +53,7 @@ def compress(
     """
     from tolkit.bundling import Resources, dry_run, write_bundle
 
-    source = open_source(source_path)
-    if spec.weights not in ("auto", "none"):
-        source.use_counts(load_counts(Path(spec.weights), source))
-    counts_V = None if spec.weights == "none" else source.token_counts_V
-    calibration = None
-    if spec.calibration is not None:
-        calibration = load_metric(Path(spec.calibration), source)
+    source, counts_V, calibration = open_for(source_path, spec)
     plan = plan_compress(source, spec)
     if dry:
         return dry_run(
@@ -61,18 +65,53 @@ def compress(
             progress=progress or TqdmProgress(),
             resources=resources or Resources(),
         )
+    return write_bundle(
+        source,
+        plan,
+        out,
+        command="compress",
+        options=compress_options(spec, counts_V is not None, calibration),
+        weights_V=counts_V,
+        resources=resources or Resources(),
+        progress=progress or TqdmProgress(),
+        calibration=calibration,
+    )
+
+
+def open_for(
+    source_path: str | Path, spec: CompressSpec
+) -> tuple[TableSource, npt.NDArray[np.uint64] | None, Calibration | None]:
+    """The source in the order of the counts that `spec` names, those that weigh rows, the metric.
+
+    Raises:
+        MismatchError: counts or metric of another model or tokenizer.     InputError and its kin.
+    """
+    source = open_source(source_path)
+    if spec.weights not in ("auto", "none"):
+        source.use_counts(load_counts(Path(spec.weights), source))
+    counts_V = None if spec.weights == "none" else source.token_counts_V
+    calibration = None
+    if spec.calibration is not None:
+        calibration = load_metric(Path(spec.calibration), source)
+    return source, counts_V, calibration
+
+
+def compress_options(
+    spec: CompressSpec, weighted: bool, calibration: Calibration | None
+) -> dict[str, Any]:
+    """What the history of a compressed bundle says about how: plain JSON, no paths."""
     options: dict[str, Any] = {
         "rank": spec.rank,
         "codec": spec.codec or "f16",
         "drop": list(spec.drop),
         "fold": spec.fold,
         "feedback": spec.feedback,
-        "weights": "none" if counts_V is None else "counts",
+        "weights": "counts" if weighted else "none",
         **spec.chosen_by,
     }
     if spec.into is not None:
         options["into"] = [spec.into[layer] for layer in spec.drop]
-    if spec.bands is not None:
+    if spec.codec == "bands" and spec.bands is not None:
         options |= {
             "bits_per_value": spec.bits_per_value,
             "budget_bytes": spec.budget_bytes,
@@ -82,17 +121,7 @@ def compress(
             "coding": spec.coding,
             "calibration": None if calibration is None else calibration.digest,
         }
-    return write_bundle(
-        source,
-        plan,
-        out,
-        command="compress",
-        options=options,
-        weights_V=counts_V,
-        resources=resources or Resources(),
-        progress=progress or TqdmProgress(),
-        calibration=calibration,
-    )
+    return options
 
 
 def drop_layers(

@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tolkit.compress.allocate import fill, widths_at
+from tolkit.compress.allocate import Allocation, fill, widths_at
 from tolkit.compress.bands import LayerFit
-from tolkit.compress.resolve import BandsLayer, resolve
+from tolkit.compress.resolve import BandsLayer, layer_codecs, resolve
 from tolkit.errors import UsageError
+from tolkit_formats.codecs import Bands
+from tolkit_formats.predictor import Predictor
 from tolkit_formats.reader import shared_name
-from tolkit_formats.records import Tier, lay_out
-from tolkit_formats.sizes import SharedShapes, table_bytes
+from tolkit_formats.records import STRIDE_MULTIPLE, Tier, lay_out
+from tolkit_formats.sizes import table_bytes
 
-__all__ = ["Filled", "Shape", "fill_budget", "search_price", "size_at"]
+__all__ = [
+    "MOST_WALKS",
+    "Filled",
+    "Shape",
+    "fill_budget",
+    "require_room",
+    "search_price",
+    "size_at",
+    "smallest_bytes",
+]
 
-_WALKS = 6
-_CLOSE = 0.02  # relative change of the price that another walk is not worth
+MOST_WALKS = 7
+_CLOSE = 0.05  # relative change of the price that another walk is not worth
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Filled:
-    """A budget, filled: everything to store, and exactly how large it will be."""
+    """A budget, filled: everything to store, and exactly how large it will be.
+
+    walks: that the search for the price took.
+    """
 
     layers: Mapping[int, BandsLayer]
     tiers: tuple[Tier, ...]
     table_bytes: int
+    walks: int = 0
 
 
 def search_price(
@@ -50,20 +65,30 @@ def search_price(
     """The price at which a walk's needs fit the budget, and the fits of that walk.
 
     A walk says what variances its price leads to; the price that would fill the budget with those
-    is tried next, until it stays. That takes three to five walks: variances change little.
+    is tried next, until it stays. The steps shrink by an even factor (0.26 on the reference
+    model), so from the third on their sum is foreseen; that takes four walks.
 
     Raises:
         UsageError: the budget is below what the smallest bundle takes.
     """
-    price = 0.0
-    fits: list[LayerFit] = []
-    for _ in range(_WALKS):
-        fits = walk(price)
-        fitting = _fitting_price(fits, shape, budget_bytes)
-        if price and abs(math.log(fitting / price)) < _CLOSE:
+    fits = walk(0.0)
+    tried = [math.log(_fitting_price(fits, shape, budget_bytes))]
+    foreseen = False
+    for _ in range(MOST_WALKS - 1):
+        fits = walk(math.exp(tried[-1]))
+        fitting = math.log(_fitting_price(fits, shape, budget_bytes))
+        if abs(fitting - tried[-1]) < _CLOSE:
             break
-        price = fitting
-    return price, fits
+        tried.append(fitting)
+        if len(tried) >= 3 and not foreseen:
+            tried[-1], foreseen = _limit(*tried[-3:]), True
+    return math.exp(tried[-1]), fits
+
+
+def _limit(first: float, second: float, third: float) -> float:
+    """Where three steps of a geometric series lead (Aitken); the third if they are none."""
+    ratio = (third - second) / (second - first) if second != first else 1.0
+    return third + (third - second) * ratio / (1 - ratio) if 0 < ratio < 0.9 else third
 
 
 def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Filled:
@@ -72,50 +97,86 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
     Raises:
         UsageError: not even records without codes fit; says how much would.
     """
-    record_bytes = budget_bytes
-    needs = [fit.need for fit in fits]
-    filled = _filled(fits, shape, 0)
-    if filled.table_bytes > budget_bytes:
-        values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
-        raise UsageError(
-            f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
-            f"records of {sum(shape.tier_rows):,} tokens take {filled.table_bytes:,} bytes "
-            f"({8 * filled.table_bytes / values:.3f} bits/value of the kept layers)",
-            hint=f"give at least {filled.table_bytes:,} bytes, or --predict 0",
-        )
-    best = filled
-    for _ in range(8):
-        filled = _filled(fits, shape, record_bytes)
-        excess = filled.table_bytes - budget_bytes
-        if excess <= 0:
-            best = max(best, filled, key=lambda f: f.table_bytes)
-            if -excess <= 0.002 * budget_bytes:
-                break
-        record_bytes -= excess + (64 if excess > 0 else 0)
-    assert needs
-    return best
+    best = _Sized.of(fits, shape, 0)
+    if best.table_bytes > budget_bytes:
+        raise _below(budget_bytes, best.table_bytes, shape)
+    # More records also bring more rows of bases, so what is left for records has to be searched.
+    low, high = 0, budget_bytes + 1
+    while high - low > STRIDE_MULTIPLE:
+        middle = (low + high) // 2
+        sized = _Sized.of(fits, shape, middle)
+        if sized.table_bytes <= budget_bytes:
+            low, best = middle, sized
+        else:
+            high = middle
+    decided = resolve(fits, best.allocation, shape.hidden_size)
+    return Filled(dict(zip(shape.layers, decided, strict=True)), best.tiers, best.table_bytes)
 
 
-def _filled(fits: Sequence[LayerFit], shape: Shape, record_bytes: int) -> Filled:
-    allocation = fill([fit.need for fit in fits], shape.tier_rows, record_bytes)
-    decided = resolve(fits, allocation, shape.hidden_size)
-    layers = dict(zip(shape.layers, decided, strict=True))
+def require_room(shape: Shape, predictor_bits: int, budget_bytes: int) -> None:
+    """UsageError where `budget_bytes` is below the floor, before anything is fitted."""
+    floor = smallest_bytes(shape, predictor_bits)
+    if floor > budget_bytes:
+        raise _below(budget_bytes, floor, shape)
+
+
+def _below(budget_bytes: int, floor_bytes: int, shape: Shape) -> UsageError:
+    values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
+    return UsageError(
+        f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
+        f"records of {sum(shape.tier_rows):,} tokens take {floor_bytes:,} bytes "
+        f"({8 * floor_bytes / values:.3f} bits/value of the kept layers)",
+        hint=f"give at least {floor_bytes:,} bytes, or --predict 0",
+    )
+
+
+@dataclass(frozen=True)
+class _Sized:
+    """An allocation and what it takes, before any array is made."""
+
+    allocation: Allocation
+    tiers: tuple[Tier, ...]
+    table_bytes: int
+
+    @classmethod
+    def of(cls, fits: Sequence[LayerFit], shape: Shape, record_bytes: int) -> _Sized:
+        allocation = fill([fit.need for fit in fits], shape.tier_rows, record_bytes)
+        decided = {
+            layer: layer_codecs(fit, widths_TR, shape.hidden_size)
+            for layer, fit, widths_TR in zip(shape.layers, fits, allocation.widths, strict=True)
+        }
+        tiers: list[Tier] = []
+        first_slot = 0
+        for index, rows in enumerate(shape.tier_rows):
+            codecs = [(layer, decision.codecs[index]) for layer, decision in decided.items()]
+            tiers.append(lay_out(codecs, rows, index=index, first_slot=first_slot))
+            first_slot += rows
+        shapes = {
+            shared_name(layer, name): stored
+            for layer, decision in decided.items()
+            for name, stored in decision.shared_shapes().items()
+        }
+        size = table_bytes(tiers, shapes, mapped_vocab_size=shape.mapped_vocab_size)
+        return cls(allocation, tuple(tiers), size)
+
+
+def smallest_bytes(shape: Shape, predictor_bits: int) -> int:
+    """Bytes under tables/ of the smallest bundle: means, predictions, records without codes."""
+    width = shape.hidden_size
+    codec = Bands(width, 0, (), (), (), 0)
+    shapes = dict(codec.shared_shapes())
+    if predictor_bits:
+        shapes |= Predictor(width, predictor_bits).shared_shapes()
     tiers: list[Tier] = []
     first_slot = 0
     for index, rows in enumerate(shape.tier_rows):
-        codecs = [(layer, decision.codecs[index]) for layer, decision in layers.items()]
-        tiers.append(lay_out(codecs, rows, index=index, first_slot=first_slot))
+        planes = [(layer, replace(codec, tier=index)) for layer in shape.layers]
+        tiers.append(lay_out(planes, rows, index=index, first_slot=first_slot))
         first_slot += rows
-    size = table_bytes(tiers, _shapes(layers), mapped_vocab_size=shape.mapped_vocab_size)
-    return Filled(layers, tuple(tiers), size)
-
-
-def _shapes(layers: Mapping[int, BandsLayer]) -> SharedShapes:
-    return {
-        shared_name(layer, name): (dtype, array.shape)
-        for layer, decision in layers.items()
-        for name, (dtype, array) in decision.stored.items()
+    shared = {
+        shared_name(layer, name): array for layer in shape.layers for name, array in shapes.items()
     }
+    return table_bytes(tiers, shared, mapped_vocab_size=shape.mapped_vocab_size)
 
 
 def size_at(fits: Sequence[LayerFit], shape: Shape, price: float) -> float:

@@ -7,7 +7,7 @@ evaluation: each layer alone first, then sets of them, with a standard error ove
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +63,13 @@ class Choice:
     text_digest: str
 
     @property
+    def measured(self) -> tuple[SetCost, ...]:
+        """Every set that was evaluated, the model as it is included where that was."""
+        costs = [*(() if self.as_is is None else (self.as_is,)), *self.alone]
+        costs += [cost for step in self.steps for cost in step.candidates]
+        return tuple({tuple(cost.into.items()): cost for cost in costs}.values())
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The chosen layers, ascending."""
         return self.cost.layers
@@ -98,6 +105,7 @@ def choose_layers(
     reference: Runnable | None = None,
     machine: Machine | None = None,
     progress: Progress | None = None,
+    known: Sequence[SetCost] = (),
 ) -> Choice:
     """Measure what leaving out layers costs on a text, and choose which to leave out.
 
@@ -115,6 +123,7 @@ def choose_layers(
         windows: from `windows_of`; two or more.
         reference: what costs compare with; by default the model as it is.
         machine: where to run; its tables are streamed whatever it says.
+        known: costs measured before under the same conditions; they are not measured again.
 
     Raises:
         UsageError: a dense model, more layers than there are, windows too long.
@@ -129,6 +138,7 @@ def choose_layers(
         fold=wish.fold,
         machine=machine or Machine(),
         progress=progress or TqdmProgress(),
+        known=known,
     )
     kept = meter.kept
     _require_enough(len(kept), wish)
@@ -206,15 +216,14 @@ def _require_possible(alone: list[SetCost], wish: DropWish) -> None:
     """GateError when not even one layer can go."""
     if any(wish.allows(cost) for cost in alone):
         return
-    by_kl = wish.max_kl is not None
-    name, bound = ("max_kl", f"KL {wish.max_kl:g} nats") if by_kl else ("max_ppl_increase", "")
-    if wish.max_ppl_increase is not None:
-        bound = f"{100 * wish.max_ppl_increase:g} % of perplexity"
+    bound = wish.bound
+    assert bound is not None
+    by_kl = bound.metric == "kl_mean_nats"
     cheapest = min(alone, key=lambda c: (c.kl_nats if by_kl else c.ppl_increase).interval[1])
     kl, change = cheapest.kl_nats, cheapest.ppl_increase
     raise GateError(
-        f"{name}: no layer can go within {bound}; the cheapest, layer {cheapest.layers[0]}, costs "
-        f"KL {kl.value:.2g} +/- {kl.se:.1g} nats and {100 * change.value:+.3f} +/- "
-        f"{100 * change.se:.3f} % of perplexity",
+        f"{bound.name}: no layer can go within {bound.said()}; the cheapest, layer "
+        f"{cheapest.layers[0]}, costs KL {kl.value:.2g} +/- {kl.se:.1g} nats and "
+        f"{100 * change.value:+.3f} +/- {100 * change.se:.3f} % of perplexity",
         hint="the upper end of the 95 % interval must hold: raise the bound, or give more text",
     )

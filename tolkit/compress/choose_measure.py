@@ -94,6 +94,7 @@ class Meter:
         runnable: the model; it is not changed.
         reference: what costs compare with; None compares with the model as it is.
         fold: add a table that goes to a kept one (False: drop it).
+        known: sets that need not be evaluated: of this model, reference, text and `fold`.
 
     Attributes:
         kept: layers that have a table.
@@ -115,6 +116,7 @@ class Meter:
         fold: bool,
         machine: Machine,
         progress: Progress,
+        known: Sequence[SetCost] = (),
     ) -> None:
         require_tables(runnable)
         check_partners([runnable], reference, windows, [str(runnable.path)])
@@ -139,7 +141,7 @@ class Meter:
             self._reference = _placed_once(reference, self.machine)
         self._progress = progress
         self._sizes = TextSizes.of(windows)
-        self._known: dict[_Key, SetCost] = {}
+        self._known: dict[_Key, SetCost] = {tuple(cost.into.items()): cost for cost in known}
         self.kept = tuple(layers_with_tables(self._runnable))
 
     def costs(self, sets: Sequence[Gone], label: str, then: int = 0) -> list[SetCost]:
@@ -162,7 +164,7 @@ class Meter:
                 for part in _parts(waiting):
                     self._evaluate(part, task)
                 if then:
-                    left_s = then * self.elapsed_s / self.evaluations
+                    left_s = then * self.elapsed_s / max(1, self.evaluations)
                     task.note(f"up to {then} sets follow, about {left_s:.0f} s")
         return [self._known[key] for key in keys]
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tolkit.compress.bound import Bound
 from tolkit.compress.choose_measure import Gone, Meter, SetCost, Side
 from tolkit.errors import UsageError
 
@@ -58,17 +59,20 @@ class DropWish:
             raise UsageError("auto: give exactly one of auto, max_kl and max_ppl_increase")
         if self.auto is not None and self.auto < 1:
             raise UsageError(f"auto: expected at least 1 layer, got {self.auto}")
-        for name, bound in (("max_kl", self.max_kl), ("max_ppl_increase", self.max_ppl_increase)):
-            if bound is not None and not 0 < bound < float("inf"):
-                raise UsageError(f"{name}: expected a finite bound above 0, got {bound}")
+        self.bound  # noqa: B018  raises for a bound that is none
+
+    @property
+    def bound(self) -> Bound | None:
+        """The bound to meet, None where their number is given."""
+        return None if self.auto is not None else Bound(self.max_kl, self.max_ppl_increase)
 
     def allows(self, cost: SetCost) -> bool:
         """Whether a set of this cost meets the bound; always without one."""
-        if self.max_kl is not None:
-            return cost.kl_nats.interval[1] <= self.max_kl
-        if self.max_ppl_increase is not None:
-            return cost.ppl_increase.interval[1] <= self.max_ppl_increase
-        return True
+        bound = self.bound
+        if bound is None:
+            return True
+        metric = cost.kl_nats if bound.metric == "kl_mean_nats" else cost.ppl_increase
+        return bound.holds(metric.interval[1])
 
     def most(self, kept: int) -> int:
         """The largest number of `kept` layers it may choose: one has to stay."""

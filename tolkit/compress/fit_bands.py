@@ -17,7 +17,15 @@ from torch import Tensor
 
 from tolkit.calibrate import Calibration
 from tolkit.compress.bands import BandsWish, LayerFit, PlaneRows, Rows, Walk, unit_rows
-from tolkit.compress.budget import Filled, Shape, fill_budget, search_price
+from tolkit.compress.budget import (
+    MOST_WALKS,
+    Filled,
+    Shape,
+    fill_budget,
+    require_room,
+    search_price,
+    smallest_bytes,
+)
 from tolkit.compress.plan import EncodePlan, PlanePlan
 from tolkit.compress.tiers import tier_ranges
 from tolkit.compress.transform import Metric
@@ -35,8 +43,10 @@ __all__ = [
     "all_rows",
     "filled_plan",
     "fit_bands",
+    "floor_bytes",
     "make_job",
     "sample_rows",
+    "sampled_rows",
     "walk_layers",
 ]
 
@@ -110,19 +120,23 @@ def fit_bands(
         UsageError: the budget is below the floor.     NonFiniteError: names the layer.
     """
     job = make_job(source, plan, counts_V, calibration, work, pool)
-    shape = Shape(
-        tuple(p.layer for p in plan.planes),
-        source.hidden_size,
-        tuple(stop - first for first, stop in job.ranges),
-        source.vocab_size if source.slot_of_token_V is not None else None,
-    )
+    shape = _shape(source, plan, job.ranges)
     rows, slots = sample_rows(job)
-    price, fits = search_price(
-        lambda price: _walk(job, rows, slots, price, progress), shape, plan.table_bytes
-    )
+    size = len(plan.planes) * rows.count
+    walks = 0
+    with progress.task("search size", MOST_WALKS * size, "rows") as task:
+
+        def walk(price: float) -> list[LayerFit]:
+            nonlocal walks
+            walks += 1
+            return _walk(job, rows, slots, price, task, f"walk {walks} of {MOST_WALKS} at most, ")
+
+        price, fits = search_price(walk, shape, plan.table_bytes)
+        task.advance((MOST_WALKS - walks) * size)
     if len(slots) < source.vocab_size and not sample_only:
-        fits = _walk(job, all_rows(job), None, price, progress)
-    return fill_budget(fits, shape, plan.table_bytes)
+        with progress.task("fit bands", len(plan.planes) * source.vocab_size, "rows") as task:
+            fits = _walk(job, all_rows(job), None, price, task)
+    return replace(fill_budget(fits, shape, plan.table_bytes), walks=walks)
 
 
 def make_job(
@@ -137,10 +151,17 @@ def make_job(
     assert plan.bands is not None
     values = source.vocab_size * source.num_layers * source.hidden_size
     wish = plan.bands.decided(source.vocab_size, source.hidden_size, 8 * plan.table_bytes / values)
-    by_slot = None if counts_V is None else np.sort(counts_V)[::-1]
+    by_slot = _by_slot(counts_V)
     weights = np.ones(source.vocab_size)
     if by_slot is not None:
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
+    ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
+    if not plan.entropy:  # how small coded records get is known after a walk only
+        shape = _shape(source, plan, ranges)
+        if plan.bands.predictor_bits is None:
+            if smallest_bytes(shape, wish.predictor_bits or 0) > plan.table_bytes:
+                wish = replace(wish, predictor_bits=0)
+        require_room(shape, wish.predictor_bits or 0, plan.table_bytes)
     scratch = _Scratch(work)
     return Job(
         source,
@@ -149,8 +170,39 @@ def make_job(
         _Metrics(source, plan, calibration, scratch),
         scratch,
         torch.from_numpy(weights / weights.mean()),
-        tier_ranges(by_slot, source.vocab_size, wish.tiers),
+        ranges,
         pool,
+    )
+
+
+def floor_bytes(
+    source: TableSource, plan: EncodePlan, counts_V: npt.NDArray[np.uint64] | None
+) -> int:
+    """The smallest budget that `fit_bands` can fill."""
+    wish = plan.bands
+    assert wish is not None
+    shape = _shape(source, plan, tier_ranges(_by_slot(counts_V), source.vocab_size, wish.tiers))
+    floor = smallest_bytes(shape, wish.predictor_bits or 0)
+    values = source.vocab_size * source.num_layers * source.hidden_size
+    decided = wish.decided(source.vocab_size, source.hidden_size, 8 * floor / values)
+    return smallest_bytes(shape, decided.predictor_bits or 0)
+
+
+def sampled_rows(vocab_size: int) -> int:
+    """About how many rows the search for a size goes over."""
+    return min(vocab_size, _SAMPLED_ROWS)
+
+
+def _by_slot(counts_V: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64] | None:
+    return None if counts_V is None else np.sort(counts_V)[::-1]
+
+
+def _shape(source: TableSource, plan: EncodePlan, ranges: Sequence[tuple[int, int]]) -> Shape:
+    return Shape(
+        tuple(p.layer for p in plan.planes),
+        source.hidden_size,
+        tuple(stop - first for first, stop in ranges),
+        source.vocab_size if source.slot_of_token_V is not None else None,
     )
 
 
@@ -304,10 +356,11 @@ def _walk(
     rows: Rows,
     slots: npt.NDArray[np.int64] | None,
     price: float,
-    progress: Progress,
+    task: Task,
+    note: str = "",
 ) -> list[LayerFit]:
     walk = Walk(rows, job.wish, job.pool, price=price, feedback=job.plan.feedback)
-    return walk_layers(job, walk.layer, rows, slots, progress)
+    return walk_layers(job, walk.layer, rows, slots, task, note)
 
 
 def walk_layers(
@@ -315,22 +368,22 @@ def walk_layers(
     layer: Callable[[PlaneRows, int, Metric, Task | None], Fit],
     rows: Rows,
     slots: npt.NDArray[np.int64] | None,
-    progress: Progress,
+    task: Task,
+    note: str = "",
 ) -> list[Fit]:
     """`layer` of every plane in turn; `slots` are those of `rows`, None for all."""
     fits = []
-    with progress.task("fit bands", len(job.plan.planes) * rows.count, "rows") as task:
-        for plane in job.plan.planes:
-            task.note(f"layer {plane.layer}")
-            read = _picked(_summed([job.source.plane(m) for m in plane.members]), slots)
-            try:
-                fit = layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
-            except NonFiniteError as error:
-                raise NonFiniteError(
-                    f"{job.source.path}: layer {plane.layer}: {error.message}",
-                    hint="check the weights",
-                ) from error
-            fits.append(fit)
+    for plane in job.plan.planes:
+        task.note(f"{note}layer {plane.layer}")
+        read = _picked(_summed([job.source.plane(m) for m in plane.members]), slots)
+        try:
+            fit = layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
+        except NonFiniteError as error:
+            raise NonFiniteError(
+                f"{job.source.path}: layer {plane.layer}: {error.message}",
+                hint="check the weights",
+            ) from error
+        fits.append(fit)
     return fits
 
 

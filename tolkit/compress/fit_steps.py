@@ -151,7 +151,9 @@ class StepsFitter:
         tables = tables_of(before)
         walk = StepsWalk(rows, job.wish, job.pool, price=0.0, feedback=job.plan.feedback)
         walk.start(scale, tables)
-        fits = walk_layers(job, walk.fit, rows, slots, self._progress)
+        size = len(self._layers) * rows.count
+        with self._progress.task("fit steps", size, "rows") as task:
+            fits = walk_layers(job, walk.fit, rows, slots, task)
         return _Pass(scale or 0.0, fits, walk.symbols, class_models(fits, walk.symbols, tables))
 
     @property

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import numpy.typing as npt
 
 __all__ = ["DISTORTION", "gaussian_codebook", "lloyd_max"]
 
 DISTORTION = np.array(
-    [1.0, 0.3634, 0.1175, 0.03454, 0.009497, 0.002499, 0.000646, 0.000165, 0.0000417]
+    [1.0, 0.3634, 0.1175, 0.03454, 0.009497, 0.002499, 0.000646, 0.000165, 0.0000412]
 )
 """Mean squared error of 0 to 8 bits on a Gaussian of variance 1, each width with its best codebook
-(Max 1960; 6 to 8 bits from this module's own on 400,000 draws)."""
+(Max 1960; 6 to 8 bits from `gaussian_codebook` by integration)."""
 
 _ROUNDS = 40
 _ENOUGH = 8  # samples a value of the codebook
@@ -20,8 +22,8 @@ _ENOUGH = 8  # samples a value of the codebook
 def lloyd_max(samples_S: npt.NDArray[np.float64], bits: int) -> npt.NDArray[np.float64]:
     """Ascending values [2^bits] that are each the mean of the samples nearest to them.
 
-    Starts from quantiles; equal samples give equal values. With few samples a Gaussian's codebook
-    is returned: nothing could be learnt from them.
+    Starts from quantiles; a value that no sample is nearest to stays where it was. With few
+    samples a Gaussian's codebook is returned: nothing could be learnt from them.
     """
     count = 1 << bits
     if len(samples_S) < _ENOUGH * count:
@@ -42,8 +44,9 @@ def lloyd_max(samples_S: npt.NDArray[np.float64], bits: int) -> npt.NDArray[np.f
     return values
 
 
+@cache
 def gaussian_codebook(bits: int) -> npt.NDArray[np.float64]:
-    """The codebook of a normal distribution of variance 1."""
+    """The codebook of a normal distribution of variance 1; not to be written to."""
     count = 1 << bits
     grid = np.linspace(-6.0, 6.0, 1 << 16)
     density = np.exp(-(grid**2) / 2)
@@ -56,6 +59,7 @@ def gaussian_codebook(bits: int) -> npt.NDArray[np.float64]:
         edges = np.append(edges, len(grid))
         held = np.diff(mass[edges])
         values = np.where(held > 0, np.diff(moment[edges]) / np.maximum(held, 1e-300), values)
+    values.flags.writeable = False
     return values
 
 

@@ -92,6 +92,17 @@ class EncodePlan:
     coding: Coding | None = None
     layer_bytes: Mapping[int, float] = field(default_factory=dict)
 
+    @property
+    def folded(self) -> frozenset[int]:
+        """Source layers whose table goes into another one's plane."""
+        return frozenset(m for p in self.planes for m in p.members if m != p.layer)
+
+    def is_whole(self, layer: int, before: Sequence[LayerStatus]) -> bool:
+        """Whether the planes up to `layer` stand for just the tables up to it, of a source whose
+        layers are `before`."""
+        have = {i for i in range(layer + 1) if before[i].status == "kept"}
+        return have == {m for p in self.planes if p.layer <= layer for m in p.members}
+
     def to_json(self) -> list[dict[str, object]]:
         """The planes, for fingerprints."""
         return [

@@ -23,7 +23,18 @@ from tolkit_formats.bitpack import Run, pack
 from tolkit_formats.codecs import Bands
 from tolkit_formats.predictor import Predictor
 
-__all__ = ["BandsLayer", "WorkingArrays", "packed_rows", "resolve", "runs_of", "stored_predictor"]
+__all__ = [
+    "BandsLayer",
+    "LayerCodecs",
+    "WorkingArrays",
+    "layer_codecs",
+    "packed_rows",
+    "resolve",
+    "runs_of",
+    "stored_predictor",
+]
+
+_LARGEST_F16 = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -95,45 +106,80 @@ def runs_of(bits: Sequence[int]) -> tuple[Run, ...]:
     return tuple(runs)
 
 
+@dataclass(frozen=True)
+class LayerCodecs:
+    """How one layer is stored; sizes follow from it, arrays do not.
+
+    Attributes:
+        codecs: one a tier.
+        predictor: None without.
+        used: rows of the fit's basis that some tier has bits for.
+    """
+
+    codecs: tuple[Bands, ...]
+    predictor: Predictor | None
+    used: npt.NDArray[np.int64]
+
+    def shared_shapes(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Of the arrays all rows share, in all tiers."""
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for codec in self.codecs:
+            shapes |= codec.shared_shapes()
+        return shapes | ({} if self.predictor is None else dict(self.predictor.shared_shapes()))
+
+
+def layer_codecs(fit: LayerFit, widths_TR: npt.NDArray[np.int64], width: int) -> LayerCodecs:
+    """The codecs that widths [T, R] ask for."""
+    used = np.flatnonzero(widths_TR.max(axis=0))
+    basis: tuple[Run, ...] = ()
+    if fit.basis is None:
+        used = np.arange(width)
+    else:
+        basis = runs_of(fit.basis_bits_R[used].tolist())
+    books = tuple(int(bits) for bits in np.unique(widths_TR) if bits)
+    codecs = tuple(
+        Bands(width, tier, runs_of(widths_R[used].tolist()), books, basis, fit.exponent)
+        for tier, widths_R in enumerate(widths_TR)
+    )
+    weights = fit.predictor
+    predictor = None
+    if weights is not None:
+        predictor = Predictor(width, fit.predictor_bits, weights.exponent)
+    return LayerCodecs(codecs, predictor, used)
+
+
 def resolve(fits: Sequence[LayerFit], allocation: Allocation, width: int) -> list[BandsLayer]:
     """Everything to store for each layer."""
     return [
-        _layer(fit, widths_TR, width)
+        _layer(fit, widths_TR, layer_codecs(fit, widths_TR, width))
         for fit, widths_TR in zip(fits, allocation.widths, strict=True)
     ]
 
 
-def _layer(fit: LayerFit, widths_TR: npt.NDArray[np.int64], width: int) -> BandsLayer:
-    hadamard = fit.basis is None
-    used = np.arange(width) if hadamard else np.flatnonzero(widths_TR.max(axis=0))
-    books = tuple(int(bits) for bits in np.unique(widths_TR) if bits)
+def _layer(fit: LayerFit, widths_TR: npt.NDArray[np.int64], decided: LayerCodecs) -> BandsLayer:
+    used = decided.used
     power = 2.0**-fit.exponent
     stored: dict[str, tuple[str, npt.NDArray[Any]]] = {
         "mean": ("F16", (fit.mean_D * power).numpy().astype(np.float16))
     }
+    books = [fit.codebook(int(bits)) for bits in np.unique(widths_TR) if bits]
     if books:
-        codebooks = np.concatenate([fit.codebook(bits) for bits in books])
-        stored["codebooks"] = ("F16", codebooks.astype(np.float16))
-    basis_runs: tuple[Run, ...] = ()
+        stored["codebooks"] = ("F16", np.concatenate(books).astype(np.float16))
     if fit.basis is not None and len(used):
         kept = torch.from_numpy(used)
-        bits_R = fit.basis_bits_R[used]
-        basis_runs = runs_of(bits_R.tolist())
         # The rows have norm 1, so their exponent is one f16 scales can take in.
         scales_R = fit.basis.scales_R[kept] * 2.0**fit.basis.exponent
-        stored["basis"] = ("U8", packed_rows(fit.basis.codes_RD[kept], bits_R))
+        stored["basis"] = ("U8", packed_rows(fit.basis.codes_RD[kept], fit.basis_bits_R[used]))
         stored["basis_scales"] = ("F16", scales_R.numpy().astype(np.float16))
-    codecs = []
-    for tier, widths_R in enumerate(widths_TR):
-        runs = runs_of(widths_R[used].tolist())
-        codec = Bands(width, tier, runs, books, basis_runs, fit.exponent)
-        codecs.append(codec)
+    for tier, codec in enumerate(decided.codecs):
         if len(codec.stored_C):
             deviations = np.sqrt(fit.variances_TR[tier, used][codec.stored_C]) * power
-            stored[codec.scales_name] = ("F16", deviations.astype(np.float16))
-    predictor = stored_predictor(fit.predictor, fit.predictor_bits, stored)
-    analysis = None if hadamard else _Analysis(fit.analysis_DR, used)
-    return BandsLayer(tuple(codecs), predictor, stored, analysis)
+            # A tier may vary far more than all rows together, whose exponent this is.
+            scales_C = np.minimum(deviations, _LARGEST_F16).astype(np.float16)
+            stored[codec.scales_name] = ("F16", scales_C)
+    stored_predictor(fit.predictor, fit.predictor_bits, stored)
+    analysis = None if fit.basis is None else _Analysis(fit.analysis_DR, used)
+    return BandsLayer(decided.codecs, decided.predictor, stored, analysis)
 
 
 def stored_predictor(

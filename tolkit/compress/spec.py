@@ -24,6 +24,7 @@ __all__ = [
     "DropSpec",
     "middle_layers",
     "named_codec",
+    "parse_auto_drop",
     "parse_layers",
     "parse_predict",
     "parse_ranks",
@@ -155,6 +156,22 @@ def parse_layers(text: str, num_layers: int, option: str) -> tuple[int, ...]:
     if len(set(chosen)) != len(chosen):
         raise UsageError(f"{option}: {text!r} names a layer twice")
     return tuple(sorted(chosen))
+
+
+def parse_auto_drop(text: str) -> int | None:
+    """``auto`` -> 0 (as many as pay), ``auto:3`` -> 3, a list of layers -> None.
+
+    Raises:
+        UsageError: auto with something else behind it.
+    """
+    name, colon, number = text.partition(":")
+    if name.strip() != "auto":
+        return None
+    if not colon:
+        return 0
+    if not (number.isascii() and number.isdigit() and int(number)):
+        raise UsageError(f"--drop: {text!r}, expected auto or auto:N with N of 1 and more")
+    return int(number)
 
 
 def _range(part: str, num_layers: int, option: str) -> range:

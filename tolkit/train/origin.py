@@ -98,6 +98,7 @@ def load_start(
         UsageError: see `freeze`; and what `load_runnable` and `load_checkpoint` raise.
     """
     rows: RowSource | None = None
+    predicted = False
     if origin is None:
         # Drawn on the CPU, so a seed means the same weights on every device.
         drawn = torch.Generator().manual_seed(spec.seed)
@@ -105,16 +106,20 @@ def load_start(
     if origin.bundle is not None:
         model = load_runnable(origin.path).model.to(device, torch.float32)
         rows = FrozenRows(BundleRows(origin.bundle, cache_bytes=0), config, device)
+        predicted = bool(origin.bundle.manifest.predictors)
     else:
         model = load_checkpoint(origin.path, dtype=torch.float32, device=device)
         if spec.freeze_tables:
             rows = FrozenRows(FfnRows(model), config, device)
-    freeze(spec, model)
+    freeze(spec, model, predicted=predicted)
     return model, rows
 
 
-def freeze(spec: TrainSpec, model: Decoder) -> None:
+def freeze(spec: TrainSpec, model: Decoder, *, predicted: bool = False) -> None:
     """Take the gradient from what `spec` leaves as it is (mutated).
+
+    Args:
+        predicted: table rows are partly predicted from the embedding, so it has to stay.
 
     Raises:
         UsageError: nothing is left to train.
@@ -122,7 +127,8 @@ def freeze(spec: TrainSpec, model: Decoder) -> None:
     for name, parameter in model.named_parameters():
         is_embedding = parameter is model.embedding
         in_tables = model.has_ffn and (".memory_" in name or is_embedding)
-        if (spec.freeze_tables and in_tables) or (spec.freeze_embeddings and is_embedding):
+        read = is_embedding and (spec.freeze_embeddings or predicted)
+        if (spec.freeze_tables and in_tables) or read:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"freeze_tables: {spec.init} has no other weights to train")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tolkit_formats.codecs.bands import Bands
@@ -25,6 +26,7 @@ __all__ = [
     "Raw",
     "Steps",
     "Svd",
+    "check_shared",
     "codec_from_json",
     "codec_label",
     "prepared",
@@ -71,6 +73,16 @@ def prepared(codec: Codec, shared: Mapping[str, NDArray[Any]]) -> Mapping[str, N
     if isinstance(codec, (Bands, Steps)):
         return codec.prepared(shared)
     return {name: array.astype("float32") for name, array in shared.items()}
+
+
+def check_shared(codec: Codec, shared: Mapping[str, NDArray[Any]]) -> None:
+    """BundleError, naming the array, when a plane's shared arrays are none an encoder writes."""
+    if isinstance(codec, (Bands, Steps)):
+        codec.check_shared(shared)
+        return
+    for name in codec.shared_shapes():
+        if not np.isfinite(shared[name]).all():
+            raise BundleError(f"{name}: holds NaN or infinity")
 
 
 def _svd_from_json(params: Mapping[str, object], width: int) -> Codec:

@@ -9,7 +9,8 @@ a plane: codebooks, the scale of each coefficient (one set a tier), the basis an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tolkit_formats.bitpack import FieldLayout, Run, field_widths
+from tolkit_formats.bitpack import FieldLayout, Run, SignedRows, field_widths
 from tolkit_formats.codecs.base import (
-    first_row,
     padded_bytes,
     read_integer,
     refuse_unknown,
+    require_bounded,
+    require_scales,
     require_zero_padding,
     shown,
 )
@@ -32,14 +34,16 @@ __all__ = [
     "MAX_EXPONENT",
     "MAX_WIDTH",
     "Bands",
-    "hadamard_block",
+    "hadamard",
     "hadamard_size",
     "read_runs",
+    "runs_text",
 ]
 
 MAX_WIDTH = 8
 MAX_EXPONENT = 120
-_MAX_RUNS = 4096
+_RUN = "[1-9][0-9]{0,4}x[0-9]"
+_RUNS = re.compile(rf"(?:{_RUN}(?: {_RUN})*)?\Z")
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,9 @@ class Bands:
         return {
             "name": "bands",
             "tier": self.tier,
-            "runs": [list(run) for run in self.runs],
+            "runs": runs_text(self.runs),
             "codebooks": list(self.codebooks),
-            "basis": [list(run) for run in self.basis],
+            "basis": runs_text(self.basis),
             "exponent": self.exponent,
         }
 
@@ -129,11 +133,11 @@ class Bands:
         if len(self.stored_C):
             shapes[self.scales_name] = ("F16", (len(self.stored_C),))
         if self.basis:
-            size_bytes = sum(count * -(-bits * self.width // 8) for count, bits in self.basis)
+            size_bytes = sum(rows.size_bytes for rows in self._basis_rows())
             shapes |= {"basis": ("U8", (size_bytes,)), "basis_scales": ("F16", (self.rank,))}
         return shapes
 
-    def prepared(self, shared: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[Any]]:
+    def prepared(self, shared: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         """The shared arrays of this tier widened to float32, the basis [C, D] expanded.
 
         Raises:
@@ -175,10 +179,38 @@ class Bands:
     def check(self, plane_NB: NDArray[np.uint8]) -> None:
         used = self._layout.size_bytes
         require_zero_padding(plane_NB[:, used:], "bands codes")
-        if self._layout.spare_bits:
-            mask = np.uint8((1 << self._layout.spare_bits) - 1)
-            if first_row(plane_NB[:, used - 1 : used] & mask != 0) is not None:
-                require_zero_padding(plane_NB[:, used - 1 : used] & mask, "bands codes")
+        spare = np.uint8((1 << self._layout.spare_bits) - 1)
+        require_zero_padding(plane_NB[:, max(used - 1, 0) : used] & spare, "bands codes")
+
+    def check_shared(self, shared: Mapping[str, NDArray[Any]]) -> None:
+        """Refuse shared arrays no encoder writes; BundleError names the array."""
+        if not np.isfinite(shared["mean"]).all():
+            raise BundleError("mean: holds NaN or infinity")
+        largest = float(np.abs(shared["mean"]).max())
+        if len(self.stored_C):
+            require_scales(shared[self.scales_name], self.scales_name)
+            largest += self._check_codebooks(shared)
+        if self.basis:
+            require_scales(shared["basis_scales"], "basis_scales")
+            for rows, packed_B in self._basis_pieces(shared):
+                rows.check(packed_B, "basis")
+                rows.unpack(packed_B, "basis")
+        require_bounded(largest * 2.0**self.exponent, "bands")
+
+    def _check_codebooks(self, shared: Mapping[str, NDArray[Any]]) -> float:
+        """Largest value they can lead to, before the exponent."""
+        wide = self.prepared(shared)
+        peaks = {}
+        start = 0
+        for bits in self.codebooks:
+            book = wide["codebooks"][start : start + (1 << bits)]
+            if not np.isfinite(book).all() or (np.diff(book) < 0).any():
+                raise BundleError(f"codebooks: of {bits} bits is not a rising list of numbers")
+            peaks[bits] = float(np.abs(book).max())
+            start += 1 << bits
+        peak_C = np.array([peaks[int(bits)] for bits in self.widths_R[self.stored_C]])
+        reach_C = np.abs(wide["basis"]).max(axis=1) if self.basis else np.ones(len(peak_C))
+        return float((peak_C * wide["scales"].astype(np.float64) * reach_C).sum())
 
     def _expanded(
         self, values_NC: NDArray[np.float32], wide: Mapping[str, NDArray[Any]]
@@ -186,27 +218,27 @@ class Bands:
         if self.basis:
             rows_ND: NDArray[np.float32] = np.matmul(values_NC, wide["basis"])
             return rows_ND
-        size = hadamard_size(self.width)
         full_NR = np.zeros((len(values_NC), self.width), np.float32)
         full_NR[:, self.stored_C] = values_NC
-        blocks = full_NR.reshape(len(full_NR), -1, size) @ hadamard_block(size)
-        return np.ascontiguousarray(blocks.reshape(full_NR.shape))
+        return hadamard(full_NR)
 
-    def basis_rows(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """All rows of the basis expanded: float32 [R, D]; BundleError for an illegal code."""
-        packed = np.asarray(shared["basis"])
+    def _basis_rows(self) -> list[SignedRows]:
+        return [SignedRows(count, self.width, bits) for count, bits in self.basis]
+
+    def _basis_pieces(
+        self, shared: Mapping[str, NDArray[Any]]
+    ) -> list[tuple[SignedRows, NDArray[np.uint8]]]:
+        packed_B = np.asarray(shared["basis"])
         pieces = []
         start = 0
-        for count, bits in self.basis:
-            row_bytes = -(-bits * self.width // 8)
-            part = packed[start : start + count * row_bytes].reshape(count, row_bytes)
-            layout = FieldLayout(np.full(self.width, bits, np.int64))
-            codes = layout.unpack(part).astype(np.float32)
-            largest = (1 << bits) - 2
-            if codes.size and codes.max() > largest:
-                raise BundleError(f"bands basis: code {int(codes.max())} is outside 0..{largest}")
-            pieces.append(codes - np.float32(largest // 2))
-            start += count * row_bytes
+        for rows in self._basis_rows():
+            pieces.append((rows, packed_B[start : start + rows.size_bytes]))
+            start += rows.size_bytes
+        return pieces
+
+    def basis_rows(self, shared: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """All rows of the basis expanded: float32 [R, D]; BundleError for an illegal code."""
+        pieces = [rows.unpack(part_B, "basis") for rows, part_B in self._basis_pieces(shared)]
         scales_R1 = np.asarray(shared["basis_scales"], np.float32)[:, None]
         basis_RD: NDArray[np.float32] = np.concatenate(pieces) * scales_R1
         return basis_RD
@@ -230,40 +262,49 @@ def hadamard_size(width: int) -> int:
     return width & -width
 
 
-def hadamard_block(size: int) -> NDArray[np.float32]:
-    """Sylvester's matrix of a power of two, rows of norm 1: symmetric float32 [size, size]."""
-    block = np.ones((1, 1), np.float32)
-    while len(block) < size:
-        block = np.block([[block, block], [block, -block]])
-    scaled: NDArray[np.float32] = block * np.float32(size**-0.5)
+def hadamard(rows_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each block of each row times Sylvester's matrix of norm 1, which is its own inverse.
+
+    By sums and differences of pairs 1, 2, 4.. apart: float32 [N, D], in this order exactly.
+    """
+    size = hadamard_size(rows_ND.shape[1])
+    turned = rows_ND
+    apart = 1
+    while apart < size:
+        pairs = turned.reshape(len(rows_ND), rows_ND.shape[1] // (2 * apart), 2, apart)
+        first, second = pairs[:, :, 0], pairs[:, :, 1]
+        turned = np.stack([first + second, first - second], axis=2)
+        apart *= 2
+    scaled: NDArray[np.float32] = turned.reshape(rows_ND.shape) * np.float32(size**-0.5)
     return scaled
+
+
+def runs_text(runs: Sequence[Run]) -> str:
+    """``12x5 3x0 40x2``: a list of lists would make most of a large tol.json."""
+    return " ".join(f"{count}x{bits}" for count, bits in runs)
 
 
 def read_runs(
     params: Mapping[str, object], field: str, codec_name: str, fewest_bits: int, width: int
 ) -> tuple[Run, ...]:
-    """The parameter `field`, a list of [count, bits]; BundleError otherwise."""
-    value = params.get(field)
-    if not isinstance(value, list) or len(value) > _MAX_RUNS:
+    """Runs written as `runs_text` does; BundleError otherwise."""
+    text = params.get(field)
+    if not isinstance(text, str) or not _RUNS.match(text):
         raise BundleError(
-            f"codec {codec_name}, {field}: expected a list of runs, got {shown(value)}"
+            f"codec {codec_name}, {field}: expected runs such as '12x5 3x0 40x2', got {shown(text)}"
         )
     runs = []
-    for item in value:
-        if (
-            not isinstance(item, list)
-            or len(item) != 2
-            or any(isinstance(n, bool) or not isinstance(n, int) for n in item)
-            or not 1 <= item[0] <= width
-            or not fewest_bits <= item[1] <= MAX_WIDTH
-        ):
+    left = width
+    for word in text.split(" ") if text else []:
+        count, bits = map(int, word.split("x"))
+        left -= count
+        if left < 0:
+            raise BundleError(f"codec {codec_name}, {field}: counts sum to more than {width}")
+        if not fewest_bits <= bits <= MAX_WIDTH:
             raise BundleError(
-                f"codec {codec_name}, {field}: expected [1..{width}, {fewest_bits}..{MAX_WIDTH}], "
-                f"got {shown(item)}"
+                f"codec {codec_name}, {field}: expected {fewest_bits}..{MAX_WIDTH} bits, got {word}"
             )
-        runs.append((item[0], item[1]))
-    if sum(count for count, _ in runs) > width:
-        raise BundleError(f"codec {codec_name}, {field}: counts sum to more than {width}")
+        runs.append((count, bits))
     return tuple(runs)
 
 

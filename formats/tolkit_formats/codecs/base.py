@@ -24,12 +24,15 @@ __all__ = [
     "read_choice",
     "read_integer",
     "refuse_unknown",
+    "require_bounded",
+    "require_scales",
     "require_zero_padding",
     "shown",
     "shown_name",
 ]
 
 ALIGNMENT_BYTES = 4
+_LARGEST_DECODED = 2.0**126
 _T = TypeVar("_T", bound=str | int)
 
 
@@ -89,6 +92,21 @@ def require_zero_padding(padding_NB: NDArray[np.uint8], what: str) -> None:
     row = first_row(padding_NB != 0)
     if row is not None:
         raise BundleError(f"row {row}, {what}: padding is not zero")
+
+
+def require_scales(scales: NDArray[np.generic], what: str) -> None:
+    """BundleError when a scale all rows share is negative or not finite."""
+    wrong = np.flatnonzero(~np.isfinite(scales) | np.signbit(scales))
+    if len(wrong):
+        raise BundleError(
+            f"{what}: expected finite numbers >= 0, got {scales[wrong[0]]} at {int(wrong[0])}"
+        )
+
+
+def require_bounded(largest: float, what: str) -> None:
+    """BundleError when decoded values could be as large as `largest`, too much for binary32."""
+    if not largest <= _LARGEST_DECODED:
+        raise BundleError(f"{what}: values up to {largest:.3g} do not fit binary32")
 
 
 def shown(value: object) -> str:

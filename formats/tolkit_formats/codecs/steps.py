@@ -24,9 +24,9 @@ from tolkit_formats.bitpack import Run
 from tolkit_formats.codecs.bands import (
     MAX_EXPONENT,
     Bands,
-    hadamard_block,
-    hadamard_size,
+    hadamard,
     read_runs,
+    runs_text,
 )
 from tolkit_formats.codecs.base import read_integer, refuse_unknown
 from tolkit_formats.errors import BundleError
@@ -85,7 +85,7 @@ class Steps:
             "tier": self.tier,
             "tiers": self.tiers,
             "count": self.count,
-            "basis": [list(run) for run in self.basis],
+            "basis": runs_text(self.basis),
             "exponent": self.exponent,
         }
 
@@ -161,6 +161,13 @@ class Steps:
     def check(self, plane_NB: NDArray[np.uint8]) -> None:
         """Nothing: the coder gives only symbols its models allow."""
 
+    def check_shared(self, shared: Mapping[str, NDArray[np.generic]]) -> None:
+        """Refuse arrays no encoder writes: BundleError names the array."""
+        self._expansion.check_shared(shared)
+        steps = np.asarray(shared["steps"], np.float32)
+        if not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise BundleError("steps: expected finite numbers above 0")
+
     def basis_rows(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """All rows of the basis without the step: float32 [R, D]; BundleError for a bad code."""
         return self._expansion.basis_rows(shared)
@@ -171,11 +178,9 @@ class Steps:
         if self.basis:
             rows_ND: NDArray[np.float32] = np.matmul(values_NC, wide["basis"])
             return rows_ND
-        size = hadamard_size(self.width)
         full_NR = np.zeros((len(values_NC), self.width), np.float32)
         full_NR[:, : self.count] = values_NC * wide["basis"]
-        blocks = full_NR.reshape(len(full_NR), -1, size) @ hadamard_block(size)
-        return np.ascontiguousarray(blocks.reshape(full_NR.shape))
+        return hadamard(full_NR)
 
     @cached_property
     def _expansion(self) -> Bands:

@@ -47,9 +47,9 @@ class Svd:
         refuse_unknown(params, "svd", frozenset({"name", "rank", "inner"}))
         rank = read_integer(params, "rank", "svd", 1, width)
         inner = params.get("inner")
-        if not isinstance(inner, Mapping) or inner.get("name") == "svd":
+        if not isinstance(inner, Mapping) or inner.get("name") in ("svd", "bands"):
             raise BundleError(
-                "codec svd, inner: expected the parameters of a codec other than svd,"
+                "codec svd, inner: expected the parameters of a codec other than svd and bands,"
                 f" got {shown(inner)}"
             )
         return cls(width, inner_from_json(inner, rank))
