@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,21 @@ from tolkit import __version__
 from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
+from tolkit.compress.budget import Filled
 from tolkit.compress.encode import Shared, encode_rows
+from tolkit.compress.encode_steps import encode_within, named_arrays
 from tolkit.compress.fit_bands import filled_plan, fit_bands
+from tolkit.compress.fit_steps import FilledSteps, StepsFitter
 from tolkit.compress.plan import EncodePlan, PlanePlan, nominal_bits
 from tolkit.compress.resolve import WorkingArrays
 from tolkit.parallel import block_pool
 from tolkit.progress import Progress, SilentProgress
 from tolkit.sources import TableSource
 from tolkit_formats import digests, files
+from tolkit_formats.entropy import models_of, tier_coder
 from tolkit_formats.layer_errors import ErrorSums, LayerErrors, rounded
 from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.reader import shared_name
 from tolkit_formats.tensorfile import ITEM_BYTES
 from tolkit_formats.writer import BundleWriter, require_absent
@@ -126,7 +132,9 @@ def write_bundle(
             "embedding": origin.embedding,
             "layers": [[d.norm, d.ffn] for d in origin.layers],
             "weights": _counts_digest(weights_V),
-            "bands": None if plan.bands is None else [asdict(plan.bands), plan.table_bytes],
+            "bands": None
+            if plan.bands is None
+            else [asdict(plan.bands), plan.table_bytes, plan.entropy],
             "calibration": None if calibration is None else calibration.digest,
             "torch": torch.__version__,
         }
@@ -143,16 +151,26 @@ def write_bundle(
         forget_damaged(writer)
         # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
         _write_side_files(source, writer)
-        if plan.bands is not None:
+        require_same_fit = partial(_require_same_fit, source, writer)
+        if plan.entropy:
+            fitter = StepsFitter(source, plan, weights_V, calibration, writer.work, pool, progress)
+            plan, stored, sums = encode_within(
+                source, plan, fitter, writer, pool, progress, require_same_fit
+            )
+        elif plan.bands is not None:
             filled = fit_bands(source, plan, weights_V, calibration, writer.work, pool, progress)
             plan = filled_plan(plan, filled)
             shared: Shared = WorkingArrays(filled.layers)
-            stored = _named({layer: decided.stored for layer, decided in filled.layers.items()})
-            _require_same_fit(source, writer, plan, stored)
+            stored = named_arrays({i: decided.stored for i, decided in filled.layers.items()})
+            require_same_fit(plan, stored)
+            sums = encode_rows(source, plan, shared, writer, pool, progress)
         else:
             shared = fit_bases(source, plan, weights, writer, pool, progress)
-            stored = _named(_stored_bases(source, plan, shared))
-        sums = encode_rows(source, plan, shared, writer, pool, progress)
+            stored = named_arrays(_stored_bases(source, plan, shared))
+            if plan.coding is not None:
+                stored |= source.stored_common()
+            coders = _copied_coders(plan, stored)
+            sums = encode_rows(source, plan, shared, writer, pool, progress, coders)
         errors = _layer_errors(source, plan, sums)
         if stored:
             writer.put_tensors("tables/bases.safetensors", stored)
@@ -168,6 +186,7 @@ def write_bundle(
             history=(*source.history, step),
             mapped_slots=source.slot_of_token_V is not None,
             predictors=plan.predictors,
+            coding=plan.coding,
             combine=source.combine,
             lookup_scale=source.lookup_scale,
             out_of_range=source.out_of_range,
@@ -175,6 +194,7 @@ def write_bundle(
         writer.put_file("README.md", bundle_card(manifest).encode())
         source.require_unchanged()
         published = writer.publish(manifest)
+        plan = replace(plan, table_bytes=published.table_bytes)
     return BundleReport(
         command=command,
         source=source.path,
@@ -208,17 +228,31 @@ def dry_run(
     if plan.bands is not None:
         with block_pool((resources or Resources()).threads) as pool:
             with tempfile.TemporaryDirectory(prefix="tolkit-") as work:
-                filled = fit_bands(
-                    source,
-                    plan,
-                    weights_V,
-                    calibration,
-                    Path(work),
-                    pool,
-                    progress or SilentProgress(),
-                    sample_only=True,
-                )
+                if plan.entropy:
+                    fitter = StepsFitter(
+                        source,
+                        plan,
+                        weights_V,
+                        calibration,
+                        Path(work),
+                        pool,
+                        progress or SilentProgress(),
+                    )
+                    filled: Filled | FilledSteps = fitter.fit(plan.table_bytes, sample_only=True)
+                else:
+                    filled = fit_bands(
+                        source,
+                        plan,
+                        weights_V,
+                        calibration,
+                        Path(work),
+                        pool,
+                        progress or SilentProgress(),
+                        sample_only=True,
+                    )
         plan = filled_plan(plan, filled)
+        if isinstance(filled, FilledSteps):
+            plan = replace(plan, coding=filled.coding, layer_bytes=filled.layer_bytes)
     values = source.vocab_size * source.num_layers * source.hidden_size
     return BundleReport(
         command=command,
@@ -245,15 +279,20 @@ def _token_of_slot(source: TableSource) -> npt.NDArray[np.int64]:
     return np.argsort(source.slot_of_token_V)
 
 
-def _named(
-    layers: Mapping[int, Mapping[str, tuple[str, npt.NDArray[Any]]]],
-) -> dict[str, tuple[str, npt.NDArray[Any]]]:
-    """Arrays under their full names in tables/bases.safetensors."""
-    return {
-        shared_name(layer, name): array
-        for layer, arrays in layers.items()
-        for name, array in arrays.items()
-    }
+def _copied_coders(
+    plan: EncodePlan, stored: Mapping[str, tuple[str, npt.NDArray[Any]]]
+) -> tuple[RowCoder, ...]:
+    """Coders of copied planes: their source's models, the classes of the planes that stay."""
+    if plan.coding is None:
+        return ()
+    arrays = {name: array for name, (_, array) in stored.items()}
+    models = models_of(arrays)
+    coders = []
+    for tier in plan.tiers:
+        names = [shared_name(p.layer, f"classes.{tier.index}") for p in tier.planes]
+        classes = [arrays[name] for name in names if name in arrays]
+        coders.append(tier_coder(models, classes, plan.coding))
+    return tuple(coders)
 
 
 def _require_same_fit(
@@ -365,6 +404,8 @@ def _layer_reports(plan: EncodePlan, errors: Sequence[LayerErrors]) -> tuple[Lay
 
 def _bytes_per_token(plan: EncodePlan, plane: PlanePlan) -> float:
     """Mean over tokens, where tiers differ."""
+    if plan.coding is not None:
+        return plan.layer_bytes.get(plane.layer, 0.0)  # a plain drop tells planes not apart
     sizes = [
         tier.num_rows * sum(codec.segments())
         for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
@@ -384,6 +425,9 @@ def _shared_bytes(plan: EncodePlan, plane: PlanePlan) -> int:
 def _nominal_bits(plan: EncodePlan) -> float:
     """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
     rows = sum(tier.num_rows for tier in plan.tiers)
+    if plan.coding is not None:
+        record_bytes = sum(plan.layer_bytes.values()) or plan.table_bytes / rows
+        return 8 * record_bytes / plan.planes[0].codec.width / len(plan.statuses)
     total = sum(
         tier.num_rows * nominal_bits(codec)
         for plane in plan.planes

@@ -19,6 +19,7 @@ __all__ = [
     "error_rows",
     "layer_rows",
     "lineage_text",
+    "record_bytes",
 ]
 
 ERROR_COLUMNS = (
@@ -51,12 +52,25 @@ def layer_rows(bundle: Bundle) -> list[dict[str, Any]]:
         if layer in kept:
             codec = bundle.plane_codec(layer)
             row["codec"] = codec_label(codec)
-            row["bytes_per_row"] = sum(codec.segments())
             row["basis_bytes"] = _shared_bytes(codec.shared_shapes()) or None
+            if bundle.manifest.coding is not None:  # a row's bytes are those of all layers
+                rows.append(row)
+                continue
+            row["bytes_per_row"] = sum(codec.segments())
             stored = row["bytes_per_row"] * records + (row["basis_bytes"] or 0)
             row["bits_per_value"] = 8 * stored / (bundle.vocab_size * bundle.hidden_size)
         rows.append(row)
     return rows
+
+
+def record_bytes(manifest: Manifest) -> list[int]:
+    """Bytes of a record in each tier; where they are entropy-coded the mean, rounded up."""
+    sizes = []
+    for tier in manifest.tiers:
+        names = [f"tables/{tier.shard_name(shard)}" for shard in range(tier.num_shards)]
+        mean = -(-sum(manifest.files[name].size_bytes for name in names) // tier.num_rows)
+        sizes.append(mean if tier.coded else tier.stride)
+    return sizes
 
 
 def error_rows(manifest: Manifest) -> list[dict[str, Any]]:

@@ -28,7 +28,13 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
     error and running sum are as tol diff defines them, recorded when the tables were made; the
     lines below the table say relative to what.
     """
-    from tolkit_cli._describe import LAYER_COLUMNS, error_lines, layer_rows, lineage_text
+    from tolkit_cli._describe import (
+        LAYER_COLUMNS,
+        error_lines,
+        layer_rows,
+        lineage_text,
+        record_bytes,
+    )
     from tolkit_formats import open_bundle
 
     with out.timing("open"):
@@ -36,7 +42,7 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
     manifest = opened.manifest
     version = ".".join(str(part) for part in manifest.version)
     shape = (opened.vocab_size, opened.num_layers, opened.hidden_size)
-    stride = [tier.stride for tier in manifest.tiers]
+    stride = record_bytes(manifest)
     out.field("inputs", "bundle", bundle)
     out.field("metrics", "format_version", version, "format")
     out.field("metrics", "identity", opened.identity, text=f"{opened.identity[:16]}...")
@@ -48,6 +54,8 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
     total = manifest.bundle_bytes
     out.field("metrics", "bundle_bytes", total, "with backbone", _exact(total))
     out.field("metrics", "stride_bytes", stride, "record", ", ".join(f"{s:,} B" for s in stride))
+    if manifest.coding is not None:
+        out.field("metrics", "coding", "entropy", text="entropy, records of their mean length")
     out.field("metrics", "combine", manifest.combine)
     out.field("metrics", "feedback", manifest.encoding.feedback, "error feedback", None)
     out.field("metrics", "history", lineage_text(manifest), "made by")

@@ -11,11 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tolkit_formats import digests, strict_json
+from tolkit_formats.entropy import FEATURE, Coding
 from tolkit_formats.layer_errors import LayerErrors
 from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import Tier
 
 __all__ = [
+    "BASE_VERSION",
     "FORMAT_NAME",
     "FORMAT_VERSION",
     "KNOWN_FEATURES",
@@ -30,8 +32,10 @@ __all__ = [
 ]
 
 FORMAT_NAME = "tolkit-bundle"
-FORMAT_VERSION = (1, 0)
-KNOWN_FEATURES: frozenset[str] = frozenset()
+FORMAT_VERSION = (1, 1)
+"""The newest this package reads; what is written says the lowest version that has all it needs."""
+BASE_VERSION = (1, 0)
+KNOWN_FEATURES: frozenset[str] = frozenset({FEATURE})
 ROOT_FILES = frozenset(
     {
         "config.json",
@@ -110,7 +114,10 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's description. `to_json` and `parse_manifest` are inverse to each other."""
+    """A bundle's description. `to_json` and `parse_manifest` are inverse to each other.
+
+    `coding` is the coder of all records, None where they have a fixed length.
+    """
 
     vocab_size: int
     num_layers: int
@@ -127,7 +134,8 @@ class Manifest:
     lookup_scale: float = 1
     out_of_range: str = "error"
     required_features: tuple[str, ...] = ()
-    version: tuple[int, int] = FORMAT_VERSION
+    version: tuple[int, int] = BASE_VERSION
+    coding: Coding | None = None
     identity: str = field(default="", compare=False)
 
     @property
@@ -216,6 +224,8 @@ class Manifest:
                 {"layer": layer, **predictor.to_json()}
                 for layer, predictor in sorted(self.predictors.items())
             ]
+        if self.coding is not None:
+            fields["coding"] = self.coding.to_json()
         return fields
 
     def to_bytes(self) -> tuple[bytes, str]:

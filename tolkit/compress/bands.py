@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -150,6 +150,16 @@ class LayerFit:
         """Values for coefficients of variance 1, as f16 holds them."""
         book = self.books.get(bits)
         return gaussian_codebook(bits).astype(np.float16).astype(float) if book is None else book
+
+
+class Centred(Protocol):
+    """What is taken off a target before the basis."""
+
+    @property
+    def mean_D(self) -> Tensor: ...
+
+    @property
+    def predictor(self) -> Quantised | None: ...
 
 
 class Walk:
@@ -319,7 +329,7 @@ class Walk:
     def _residual(
         self,
         targets: npt.NDArray[np.generic],
-        fit: Transform | LayerFit,
+        fit: Centred,
         first: int,
         stop: int,
     ) -> Tensor:

@@ -9,7 +9,7 @@ carry belongs to a row, which is why this pass streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,9 @@ from tolkit.progress import Progress, Task
 from tolkit.sources import PlaneReader, TableSource
 from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.limits import BLOCK_ROWS
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Tier
-from tolkit_formats.writer import BundleWriter, ShardWriter
+from tolkit_formats.writer import BundleWriter, CodedShardWriter, ShardWriter
 
 __all__ = [
     "HELD_BYTES",
@@ -70,11 +71,15 @@ def encode_rows(
     writer: BundleWriter,
     pool: BlockPool,
     progress: Progress,
+    coders: Sequence[RowCoder] = (),
 ) -> list[ErrorSums]:
     """Encode and write all rows; shards an earlier run finished are kept.
 
     Memory: WORK_ROWS records a thread (more while they are small, see _blocks_at_once), one
     layer's reader, the temporaries of a block a thread.
+
+    Args:
+        coders: of each tier, where records are coded.
 
     Returns:
         what each of the L layers lost, over all rows; summed block by block and shard by shard
@@ -89,7 +94,8 @@ def encode_rows(
                     found = sums_from_json(writer.shard_note(tier, shard))
                     task.advance(tier.shard_rows(shard) * len(plan.planes))
                 else:
-                    with writer.open_shard(tier, shard) as out:
+                    coder = coders[tier.index] if tier.coded else None
+                    with writer.open_shard(tier, shard, coder) as out:
                         found = _encode_shard(source, plan, tier, shard, shared, out, pool, task)
                         out.remember(sums_to_json(found))
                 for total, part in zip(errors, found, strict=True):
@@ -103,7 +109,7 @@ def _encode_shard(
     tier: Tier,
     shard: int,
     shared: Shared,
-    out: ShardWriter,
+    out: ShardWriter | CodedShardWriter,
     pool: BlockPool,
     task: Task,
 ) -> list[ErrorSums]:
