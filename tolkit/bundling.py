@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,21 @@ from tolkit import __version__
 from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
-from tolkit.compress.encode import PlaneError, Shared, encode_rows
+from tolkit.compress.budget import Filled
+from tolkit.compress.encode import Shared, encode_rows
+from tolkit.compress.encode_steps import encode_within, named_arrays
 from tolkit.compress.fit_bands import filled_plan, fit_bands
+from tolkit.compress.fit_steps import FilledSteps, StepsFitter
 from tolkit.compress.plan import EncodePlan, PlanePlan, nominal_bits
 from tolkit.compress.resolve import WorkingArrays
 from tolkit.parallel import block_pool
 from tolkit.progress import Progress, SilentProgress
 from tolkit.sources import TableSource
 from tolkit_formats import digests, files
+from tolkit_formats.entropy import models_of, tier_coder
+from tolkit_formats.layer_errors import ErrorSums, LayerErrors, rounded
 from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.reader import shared_name
 from tolkit_formats.tensorfile import ITEM_BYTES
 from tolkit_formats.writer import BundleWriter, require_absent
@@ -53,9 +60,8 @@ class Resources:
 class LayerReport:
     """What became of one layer.
 
-    `relative_error` is ||decoded - table|| / ||table|| of the plane alone and
-    `running_sum_error` that of the sum of planes so far; None where nothing was encoded in this
-    run (copied planes, shards taken over from an interrupted run).
+    The errors are those of the manifest (tolkit_formats.layer_errors); None where they are not
+    known: after a dry run, and of planes copied from a bundle that does not say.
     """
 
     layer: int
@@ -126,7 +132,9 @@ def write_bundle(
             "embedding": origin.embedding,
             "layers": [[d.norm, d.ffn] for d in origin.layers],
             "weights": _counts_digest(weights_V),
-            "bands": None if plan.bands is None else [asdict(plan.bands), plan.table_bytes],
+            "bands": None
+            if plan.bands is None
+            else [asdict(plan.bands), plan.table_bytes, plan.entropy],
             "calibration": None if calibration is None else calibration.digest,
             "torch": torch.__version__,
         }
@@ -143,16 +151,27 @@ def write_bundle(
         forget_damaged(writer)
         # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
         _write_side_files(source, writer)
-        if plan.bands is not None:
+        require_same_fit = partial(_require_same_fit, source, writer)
+        if plan.entropy:
+            fitter = StepsFitter(source, plan, weights_V, calibration, writer.work, pool, progress)
+            plan, stored, sums = encode_within(
+                source, plan, fitter, writer, pool, progress, require_same_fit
+            )
+        elif plan.bands is not None:
             filled = fit_bands(source, plan, weights_V, calibration, writer.work, pool, progress)
             plan = filled_plan(plan, filled)
             shared: Shared = WorkingArrays(filled.layers)
-            stored = _named({layer: decided.stored for layer, decided in filled.layers.items()})
-            _require_same_fit(source, writer, plan, stored)
+            stored = named_arrays({i: decided.stored for i, decided in filled.layers.items()})
+            require_same_fit(plan, stored)
+            sums = encode_rows(source, plan, shared, writer, pool, progress)
         else:
             shared = fit_bases(source, plan, weights, writer, pool, progress)
-            stored = _named(_stored_bases(source, plan, shared))
-        errors = encode_rows(source, plan, shared, writer, pool, progress)
+            stored = named_arrays(_stored_bases(source, plan, shared))
+            if plan.coding is not None:
+                stored |= source.stored_common()
+            coders = _copied_coders(plan, stored)
+            sums = encode_rows(source, plan, shared, writer, pool, progress, coders)
+        errors = _layer_errors(source, plan, sums)
         if stored:
             writer.put_tensors("tables/bases.safetensors", stored)
         manifest = Manifest(
@@ -161,12 +180,13 @@ def write_bundle(
             hidden_size=source.hidden_size,
             layers=plan.statuses,
             tiers=plan.tiers,
-            encoding=Encoding(plan.feedback_recorded, tuple(p.layer for p in plan.planes)),
+            encoding=Encoding(plan.feedback_recorded, tuple(p.layer for p in plan.planes), errors),
             sources=origin,
             files={},
             history=(*source.history, step),
             mapped_slots=source.slot_of_token_V is not None,
             predictors=plan.predictors,
+            coding=plan.coding,
             combine=source.combine,
             lookup_scale=source.lookup_scale,
             out_of_range=source.out_of_range,
@@ -174,6 +194,7 @@ def write_bundle(
         writer.put_file("README.md", bundle_card(manifest).encode())
         source.require_unchanged()
         published = writer.publish(manifest)
+        plan = replace(plan, table_bytes=published.table_bytes)
     return BundleReport(
         command=command,
         source=source.path,
@@ -207,24 +228,38 @@ def dry_run(
     if plan.bands is not None:
         with block_pool((resources or Resources()).threads) as pool:
             with tempfile.TemporaryDirectory(prefix="tolkit-") as work:
-                filled = fit_bands(
-                    source,
-                    plan,
-                    weights_V,
-                    calibration,
-                    Path(work),
-                    pool,
-                    progress or SilentProgress(),
-                    sample_only=True,
-                )
+                if plan.entropy:
+                    fitter = StepsFitter(
+                        source,
+                        plan,
+                        weights_V,
+                        calibration,
+                        Path(work),
+                        pool,
+                        progress or SilentProgress(),
+                    )
+                    filled: Filled | FilledSteps = fitter.fit(plan.table_bytes, sample_only=True)
+                else:
+                    filled = fit_bands(
+                        source,
+                        plan,
+                        weights_V,
+                        calibration,
+                        Path(work),
+                        pool,
+                        progress or SilentProgress(),
+                        sample_only=True,
+                    )
         plan = filled_plan(plan, filled)
+        if isinstance(filled, FilledSteps):
+            plan = replace(plan, coding=filled.coding, layer_bytes=filled.layer_bytes)
     values = source.vocab_size * source.num_layers * source.hidden_size
     return BundleReport(
         command=command,
         source=source.path,
         path=None,
         identity=None,
-        layers=_layer_reports(plan, {}),
+        layers=_layer_reports(plan, ()),
         table_bytes=plan.table_bytes,
         bundle_bytes=None,
         bits_per_value=8 * plan.table_bytes / values,
@@ -244,15 +279,20 @@ def _token_of_slot(source: TableSource) -> npt.NDArray[np.int64]:
     return np.argsort(source.slot_of_token_V)
 
 
-def _named(
-    layers: Mapping[int, Mapping[str, tuple[str, npt.NDArray[Any]]]],
-) -> dict[str, tuple[str, npt.NDArray[Any]]]:
-    """Arrays under their full names in tables/bases.safetensors."""
-    return {
-        shared_name(layer, name): array
-        for layer, arrays in layers.items()
-        for name, array in arrays.items()
-    }
+def _copied_coders(
+    plan: EncodePlan, stored: Mapping[str, tuple[str, npt.NDArray[Any]]]
+) -> tuple[RowCoder, ...]:
+    """Coders of copied planes: their source's models, the classes of the planes that stay."""
+    if plan.coding is None:
+        return ()
+    arrays = {name: array for name, (_, array) in stored.items()}
+    models = models_of(arrays)
+    coders = []
+    for tier in plan.tiers:
+        names = [shared_name(p.layer, f"classes.{tier.index}") for p in tier.planes]
+        classes = [arrays[name] for name in names if name in arrays]
+        coders.append(tier_coder(models, classes, plan.coding))
+    return tuple(coders)
 
 
 def _require_same_fit(
@@ -303,16 +343,51 @@ def _write_side_files(source: TableSource, writer: BundleWriter) -> None:
         writer.put_tensors("token_counts.safetensors", counts)
 
 
-def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[LayerReport, ...]:
+def _layer_errors(
+    source: TableSource, plan: EncodePlan, sums: Sequence[ErrorSums]
+) -> tuple[LayerErrors, ...]:
+    """Measured in this step, or the source's own where this step changed nothing.
+
+    A plane's error stays true as long as its bytes are copied; the running sum's until the first
+    layer whose plane is encoded or left out.
+    """
+    step = len(source.history)
+    known = {errors.layer: errors for errors in source.errors}
     planes = {p.layer: p for p in plan.planes}
+    result = []
+    changed = False
+    for layer, before in enumerate(source.statuses):
+        old = known.get(layer, LayerErrors(layer))
+        plane = planes.get(layer)
+        had_plane = before.status == "kept"
+        new = had_plane if plane is None else not plane.copy
+        changed = changed or new
+        relative = rounded(sums[layer].relative) if new else old.relative
+        running = rounded(sums[layer].running_sum) if changed else old.running_sum
+        errors = LayerErrors(
+            layer,
+            relative,
+            None if relative is None else step if new else old.relative_step,
+            running,
+            None if running is None else step if changed else old.running_sum_step,
+        )
+        if errors.known:
+            result.append(errors)
+    return tuple(result)
+
+
+def _layer_reports(plan: EncodePlan, errors: Sequence[LayerErrors]) -> tuple[LayerReport, ...]:
+    planes = {p.layer: p for p in plan.planes}
+    known = {found.layer: found for found in errors}
     reports = []
     for layer, status in enumerate(plan.statuses):
         plane = planes.get(layer)
+        found = known.get(layer, LayerErrors(layer))
+        figures = (found.relative, found.running_sum)
         if plane is None:
-            reports.append(LayerReport(layer, status.status, status.into))
+            gone = LayerReport(layer, status.status, status.into)
+            reports.append(replace(gone, relative_error=figures[0], running_sum_error=figures[1]))
             continue
-        error = errors.get(layer)
-        measured = error is not None and error.own > 0
         reports.append(
             LayerReport(
                 layer,
@@ -321,8 +396,7 @@ def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[
                 plane.codec.to_json(),
                 _bytes_per_token(plan, plane),
                 _shared_bytes(plan, plane),
-                error.relative_error if error and measured else None,
-                error.running_sum_error if error and measured else None,
+                *figures,
             )
         )
     return tuple(reports)
@@ -330,6 +404,8 @@ def _layer_reports(plan: EncodePlan, errors: Mapping[int, PlaneError]) -> tuple[
 
 def _bytes_per_token(plan: EncodePlan, plane: PlanePlan) -> float:
     """Mean over tokens, where tiers differ."""
+    if plan.coding is not None:
+        return plan.layer_bytes.get(plane.layer, 0.0)  # a plain drop tells planes not apart
     sizes = [
         tier.num_rows * sum(codec.segments())
         for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
@@ -349,6 +425,9 @@ def _shared_bytes(plan: EncodePlan, plane: PlanePlan) -> int:
 def _nominal_bits(plan: EncodePlan) -> float:
     """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
     rows = sum(tier.num_rows for tier in plan.tiers)
+    if plan.coding is not None:
+        record_bytes = sum(plan.layer_bytes.values()) or plan.table_bytes / rows
+        return 8 * record_bytes / plan.planes[0].codec.width / len(plan.statuses)
     total = sum(
         tier.num_rows * nominal_bits(codec)
         for plane in plan.planes

@@ -31,6 +31,14 @@ def bundle_card(manifest: Manifest) -> str:
         f"{i}. `{step.command}` {json.dumps(dict(step.options), sort_keys=True)} ({step.tool})"
         for i, step in enumerate(manifest.history, 1)
     ]
+    last = next((e for e in reversed(manifest.encoding.errors) if e.running_sum is not None), None)
+    losses = []
+    if last is not None and last.running_sum_step is not None:
+        step = f"step {last.running_sum_step + 1} below"
+        losses = [
+            f"- error of the running sum at layer {last.layer}: {last.running_sum:.6g}, "
+            f"relative to what {step} read"
+        ]
     shape = f"{manifest.vocab_size:,} x {manifest.num_layers} x {manifest.hidden_size}"
     lines = [
         "# Token-wise lookup tables",
@@ -40,6 +48,7 @@ def bundle_card(manifest: Manifest) -> str:
         "",
         f"- tokens x layers x width: {shape}",
         f"- error feedback over depth: {'yes' if manifest.encoding.feedback else 'no'}",
+        *losses,
         "",
         "| layers | stored as |",
         "|---|---|",

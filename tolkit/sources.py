@@ -23,7 +23,9 @@ from tolkit.model.files import require_finite
 from tolkit.parallel import all_intra_op_threads
 from tolkit.rotation import rotated
 from tolkit_formats import digests, files
-from tolkit_formats.codecs import Bands, Codec, Svd, prepared
+from tolkit_formats.codecs import Bands, Codec, Steps, Svd, prepared
+from tolkit_formats.entropy import Coding
+from tolkit_formats.layer_errors import LayerErrors
 from tolkit_formats.manifest import HistoryEntry, LayerDigests, LayerStatus, Sources
 from tolkit_formats.predictor import Predictor, unit_rows
 from tolkit_formats.reader import Bundle, open_bundle
@@ -62,6 +64,8 @@ class TableSource(Protocol):
     slot_of_token_V: npt.NDArray[np.uint32] | None
     tier_ranges: tuple[tuple[int, int], ...]
     predictors: Mapping[int, Predictor]
+    coding: Coding | None
+    errors: tuple[LayerErrors, ...]
 
     def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
         """From now on order slots by these counts, and keep them; before anything is read."""
@@ -83,6 +87,9 @@ class TableSource(Protocol):
 
     def stored_shared(self, layer: int) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
         """A stored plane's shared arrays, name -> (dtype, array), for copying (bundles only)."""
+
+    def stored_common(self) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
+        """Arrays all stored planes share (the entropy coder's), for copying."""
 
     def sources(self) -> Sources:
         """Digests of weights, tokenizer and config; reads all weights once."""
@@ -146,6 +153,8 @@ class CheckpointSource:
         self.slot_of_token_V: npt.NDArray[np.uint32] | None = None
         self.tier_ranges: tuple[tuple[int, int], ...] = ((0, self.vocab_size),)
         self.predictors: Mapping[int, Predictor] = {}
+        self.coding: Coding | None = None
+        self.errors: tuple[LayerErrors, ...] = ()
         self._sources: Sources | None = None
         self._token_of_slot = torch.arange(self.vocab_size)
         if self.token_counts_V is not None:
@@ -189,6 +198,10 @@ class CheckpointSource:
     def stored_shared(self, layer: int) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
         """Never: a checkpoint stores no planes."""
         raise AssertionError("a checkpoint has no stored planes")
+
+    def stored_common(self) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
+        """None."""
+        return {}
 
     def sources(self) -> Sources:
         """See TableSource. NonFiniteError names the tensor of a NaN or infinite weight."""
@@ -279,6 +292,8 @@ class BundleSource:
         self.slot_of_token_V = self.bundle.slot_of_token
         self.tier_ranges = tuple((t.first_slot, t.first_slot + t.num_rows) for t in manifest.tiers)
         self.predictors = manifest.predictors
+        self.coding = manifest.coding
+        self.errors = manifest.encoding.errors
         self._stored_slot_V: npt.NDArray[np.int64] | None = None  # of new slots, once reordered
 
     def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
@@ -292,7 +307,7 @@ class BundleSource:
     def plane(self, layer: int) -> PlaneReader:
         """Expands the plane's basis and predictor, if it has them."""
         bundle = self.bundle
-        stored = bundle.shared(layer)
+        stored = {**bundle.shared(layer), **bundle.common}
         codecs = dict(zip(bundle.manifest.tiers, self._codecs(layer), strict=True))
         ready = {
             tier.index: {
@@ -349,9 +364,11 @@ class BundleSource:
 
     def stored_shared(self, layer: int) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
         """See TableSource."""
-        dtypes = {"uint8": "U8", "float16": "F16"}
-        arrays = {name: np.array(array) for name, array in self.bundle.shared(layer).items()}
-        return {name: (dtypes[array.dtype.name], array) for name, array in arrays.items()}
+        return _with_dtypes(self.bundle.shared(layer))
+
+    def stored_common(self) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
+        """See TableSource."""
+        return _with_dtypes(self.bundle.common)
 
     def sources(self) -> Sources:
         """Carried over from the bundle's own manifest."""
@@ -377,6 +394,13 @@ class BundleSource:
         """Nothing to do: every byte read was checked against the manifest."""
 
 
+def _with_dtypes(
+    arrays: Mapping[str, npt.NDArray[Any]],
+) -> dict[str, tuple[str, npt.NDArray[Any]]]:
+    dtypes = {"uint8": "U8", "uint16": "U16", "float16": "F16", "float32": "F32"}
+    return {name: (dtypes[array.dtype.name], np.array(array)) for name, array in arrays.items()}
+
+
 def decode_plane(
     codec: Codec, plane_NB: npt.NDArray[np.uint8], shared: Mapping[str, Tensor]
 ) -> Tensor:
@@ -389,6 +413,8 @@ def decode_plane(
     """
     if isinstance(codec, Bands):
         return _decode_bands(codec, plane_NB, shared)
+    if isinstance(codec, Steps):
+        return _decode_steps(codec, plane_NB, shared)
     if isinstance(codec, Svd):
         coeffs_NR = torch.from_numpy(codec.inner.decode(plane_NB, {}))
         return coeffs_NR @ shared["basis"]
@@ -407,6 +433,22 @@ def _decode_bands(
         else:
             full_NR = values_NC.new_zeros(rows_ND.shape)
             full_NR[:, torch.from_numpy(codec.stored_C)] = values_NC
+            rows_ND += rotated(full_NR)
+    return rows_ND.mul_(2.0**codec.exponent)
+
+
+def _decode_steps(
+    codec: Steps, plane_NB: npt.NDArray[np.uint8], shared: Mapping[str, Tensor]
+) -> Tensor:
+    rows_ND = shared["mean"].repeat(len(plane_NB), 1)
+    if codec.count:
+        arrays = {name: tensor.numpy() for name, tensor in shared.items()}
+        values_NC = torch.from_numpy(codec.coefficients(plane_NB, arrays))
+        if codec.basis:
+            rows_ND += values_NC @ shared["basis"]
+        else:
+            full_NR = values_NC.new_zeros(rows_ND.shape)
+            full_NR[:, : codec.count] = values_NC * shared["basis"]
             rows_ND += rotated(full_NR)
     return rows_ND.mul_(2.0**codec.exponent)
 

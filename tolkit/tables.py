@@ -30,6 +30,7 @@ from tolkit.model import (
     load_checkpoint,
 )
 from tolkit.model.files import expected_shapes, mapped_tensor
+from tolkit.origin import require_same_sources
 from tolkit.sources import CheckpointSource, is_bundle
 from tolkit_formats import digests
 from tolkit_formats.manifest import Sources
@@ -223,20 +224,7 @@ def require_partners(bundle: Runnable, reference: Runnable) -> None:
     hint = "give the checkpoint tol build read, or add --other-reference to compare all the same"
     if ours is None or theirs is None:
         raise MismatchError(f"{where}: it has no tables", hint=hint)
-    if ours.tokenizer != theirs.tokenizer:
-        raise MismatchError(f"{where}: another tokenizer", hint=hint)
-    if len(ours.layers) != len(theirs.layers):
-        raise MismatchError(
-            f"{where}: {len(theirs.layers)} layers, expected {len(ours.layers)}", hint=hint
-        )
-    if ours.embedding != theirs.embedding:
-        raise MismatchError(f"{where}: another embedding", hint=hint)
-    for layer, (a, b) in enumerate(zip(ours.layers, theirs.layers, strict=True)):
-        if a != b:
-            what = "norm" if a.norm != b.norm else "FFN"
-            raise MismatchError(f"{where}: another {what} in layer {layer}", hint=hint)
-    if ours.config != theirs.config:
-        raise MismatchError(f"{where}: another config.json", hint=hint)
+    require_same_sources(ours, theirs, where=where, hint=hint)
     theirs_by_name = reference.model.state_dict()
     for name, weight in bundle.model.state_dict().items():
         other = theirs_by_name[name]

@@ -15,6 +15,7 @@ __all__ = [
     "BudgetOption",
     "CalibrationOption",
     "CodecOption",
+    "CodingOption",
     "DropOption",
     "HadamardOption",
     "JudgeDataOption",
@@ -105,6 +106,16 @@ PredictOption = Annotated[
 HadamardOption = Annotated[
     bool,
     option(WHAT, "--hadamard", help="bands with a fixed rotation instead of a stored basis."),
+]
+CodingOption = Annotated[
+    Literal["fixed", "entropy"],
+    option(
+        WHAT,
+        "--coding",
+        metavar="fixed|entropy",
+        help="Of bands: records of one length, or entropy-coded ones: smaller at equal loss, "
+        "slower to read (format 1.1).",
+    ),
 ]
 DropOption = Annotated[
     str | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from tolkit_cli._describe import ERROR_COLUMNS
 from tolkit_cli._output import Column, Output
 from tolkit_cli._units import bytes_text, duration_text
 
@@ -19,13 +20,12 @@ _COLUMNS = (
     Column("codec", "codec", right=False),
     Column("bytes_per_token", "bytes/token", lambda value: f"{value:,}"),
     Column("shared_bytes", "basis", bytes_text),
-    Column("relative_error", "error", lambda value: f"{value:.5f}"),
-    Column("running_sum_error", "running sum", lambda value: f"{value:.5f}"),
+    *ERROR_COLUMNS,
 )
 
 
 def show_report(out: Output, report: BundleReport) -> None:
-    """Where it is, what it takes, and each layer's codec and error (relative to its table)."""
+    """Where it is, what it takes, and each layer's codec and errors (as tol diff has them)."""
     planned = report.path is None
     for warning in report.warnings:
         out.warn(warning)

@@ -14,6 +14,7 @@ from tolkit_cli._compress_options import (
     BudgetOption,
     CalibrationOption,
     CodecOption,
+    CodingOption,
     DropOption,
     HadamardOption,
     JudgeDataOption,
@@ -76,6 +77,7 @@ def compress(
     calibration: CalibrationOption = None,
     predict: PredictOption = "auto",
     hadamard: HadamardOption = False,
+    coding: CodingOption = "fixed",
     data: JudgeDataOption = None,
     reference: JudgeReferenceOption = None,
     other_reference: OtherReferenceOption = False,
@@ -156,6 +158,7 @@ def compress(
             budget_bytes=budget_bytes,
             calibration=None if calibration is None else str(calibration),
             bands=BandsWish("hadamard" if hadamard else "klt", parse_predict(predict)),
+            coding=coding,
         )
 
     budget_bytes = None if budget is None else parse_size(budget, "--budget")

@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from tolkit_cli._command import command
+from tolkit_cli._describe import ERROR_COLUMNS
 from tolkit_cli._options import INPUT, WHAT, option
 from tolkit_cli._output import Column, Output
-from tolkit_cli._units import bytes_text, number_text
+from tolkit_cli._units import bytes_text
 
 __all__ = ["diff"]
 
@@ -18,8 +19,7 @@ _COLUMNS = (
     Column("layer", "layer"),
     Column("stored_a", "A", right=False),
     Column("stored_b", "B", right=False),
-    Column("relative_error", "error", number_text),
-    Column("running_sum_error", "running sum", number_text),
+    *ERROR_COLUMNS,
 )
 BundleA = Annotated[
     Path, typer.Argument(metavar="A", help="A NAME.tol folder.", rich_help_panel=INPUT)
@@ -42,9 +42,10 @@ RowsOption = Annotated[
 def diff(out: Output, a: BundleA, b: BundleB, rows: RowsOption = 0) -> None:
     """Compare two bundles' tables, layer by layer.
 
-    Decodes the rows of both and prints for each layer ||B - A|| / ||A||, and the same for the
-    running sum of all layers so far, which is what the model sees. A layer without a table counts
-    as zeros. Needs no torch. Writes nothing.
+    Decodes the rows of both and prints for each layer its error, ||B - A|| / ||A||, and the same
+    for the running sum of all layers so far, which is what the model sees. A layer without a table
+    counts as zeros; one that others were folded into is compared with the sum of theirs and its
+    own. Needs no torch. Writes nothing.
 
     Exit code 0 whether they differ or not, 5 when they are of different shapes.
     """

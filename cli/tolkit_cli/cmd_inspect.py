@@ -24,8 +24,17 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
 
     bits/value of a layer counts its codes, scales and basis; the bundle's figure counts
     everything under tables/ (checksums, maps and padding too) over V x L x D of the source.
+
+    error and running sum are as tol diff defines them, recorded when the tables were made; the
+    lines below the table say relative to what.
     """
-    from tolkit_cli._describe import LAYER_COLUMNS, layer_rows, lineage_text
+    from tolkit_cli._describe import (
+        LAYER_COLUMNS,
+        error_lines,
+        layer_rows,
+        lineage_text,
+        record_bytes,
+    )
     from tolkit_formats import open_bundle
 
     with out.timing("open"):
@@ -33,7 +42,7 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
     manifest = opened.manifest
     version = ".".join(str(part) for part in manifest.version)
     shape = (opened.vocab_size, opened.num_layers, opened.hidden_size)
-    stride = [tier.stride for tier in manifest.tiers]
+    stride = record_bytes(manifest)
     out.field("inputs", "bundle", bundle)
     out.field("metrics", "format_version", version, "format")
     out.field("metrics", "identity", opened.identity, text=f"{opened.identity[:16]}...")
@@ -45,11 +54,17 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
     total = manifest.bundle_bytes
     out.field("metrics", "bundle_bytes", total, "with backbone", _exact(total))
     out.field("metrics", "stride_bytes", stride, "record", ", ".join(f"{s:,} B" for s in stride))
+    if manifest.coding is not None:
+        out.field("metrics", "coding", "entropy", text="entropy, records of their mean length")
     out.field("metrics", "combine", manifest.combine)
     out.field("metrics", "feedback", manifest.encoding.feedback, "error feedback", None)
     out.field("metrics", "history", lineage_text(manifest), "made by")
     out.text()
+    out.record("metrics", errors=[errors.to_json() for errors in manifest.encoding.errors])
     out.table("layers", LAYER_COLUMNS, layer_rows(opened))
+    out.text()
+    for line in error_lines(manifest):
+        out.text(line)
     out.quiet_value(opened.table_bytes)
 
 

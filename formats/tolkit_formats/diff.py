@@ -12,6 +12,7 @@ import numpy as np
 
 from tolkit_formats.codecs import codec_label
 from tolkit_formats.errors import MismatchError
+from tolkit_formats.layer_errors import ErrorSums, stood_for
 from tolkit_formats.reader import Bundle
 
 __all__ = ["BundleDiff", "LayerDiff", "diff"]
@@ -23,9 +24,8 @@ _ROWS = 128  # decoded at a time: 25 MB of float32 a bundle at the 1B shape
 class LayerDiff:
     """One original layer in both bundles.
 
-    `relative_error` is ||b - a|| / ||a|| of the planes, and `running_sum_error` that of the sums
-    of all planes up to this layer; a layer without a plane counts as zeros. None where a's
-    plane and sum are zero.
+    The errors are `layer_errors.LayerErrors`, a taken as right: of b's plane against a's tables
+    of all layers it stands for, and of the sums up to this layer. None where a's are zero.
     """
 
     layer: int
@@ -75,7 +75,7 @@ def diff(
     vocab_size, num_layers, hidden_size = shape_a
     count = vocab_size if max_rows is None else min(max_rows, vocab_size)
     ids = np.unique(np.linspace(0, vocab_size - 1, count).astype(np.int64))
-    own = np.zeros((num_layers, 4))  # squares: a's plane, difference, a's sum, difference of sums
+    sums = [ErrorSums() for _ in range(num_layers)]
     equal = a.layer_ids == b.layer_ids
     for start in range(0, len(ids), _ROWS):
         part = ids[start : start + _ROWS]
@@ -84,12 +84,14 @@ def diff(
         sum_a = np.zeros((len(part), hidden_size), np.float32)
         sum_off = np.zeros_like(sum_a)
         for layer in range(num_layers):
-            plane_a = _plane(a, rows_a, layer)
-            plane_b = _plane(b, rows_b, layer)
-            off = plane_b - plane_a
+            plane_a, plane_b = _plane(a, rows_a, layer), _plane(b, rows_b, layer)
+            table = np.zeros_like(plane_a)
+            for member in stood_for(b.manifest.layers, layer):
+                table += _plane(a, rows_a, member)
             sum_a += plane_a
-            sum_off += off
-            own[layer] += [float(np.vdot(x, x)) for x in (plane_a, off, sum_a, sum_off)]
+            sum_off += plane_b - plane_a
+            parts = (table, plane_b - table, sum_a, sum_off)
+            sums[layer].add(ErrorSums(*(_squares(part) for part in parts)))
         if on_rows is not None:
             on_rows(len(part))
     layers = tuple(
@@ -97,8 +99,8 @@ def diff(
             layer,
             _stored(a, layer),
             _stored(b, layer),
-            float((own[layer, 1] / own[layer, 0]) ** 0.5) if own[layer, 0] else None,
-            float((own[layer, 3] / own[layer, 2]) ** 0.5) if own[layer, 2] else None,
+            sums[layer].relative,
+            sums[layer].running_sum,
         )
         for layer in range(num_layers)
     )
@@ -119,6 +121,12 @@ def _plane(
     if layer not in bundle.layer_ids:
         return np.zeros((len(rows), bundle.hidden_size), np.float32)
     return rows[:, bundle.layer_ids.index(layer)]
+
+
+def _squares(values: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> float:
+    """A row in float32, rows in float64."""
+    rows = np.einsum("nd,nd->n", values, values)
+    return float(rows.sum(dtype=np.float64))
 
 
 def _stored(bundle: Bundle, layer: int) -> str:

@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tolkit_formats import digests, strict_json
+from tolkit_formats.entropy import FEATURE, Coding
+from tolkit_formats.layer_errors import LayerErrors
 from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import Tier
 
 __all__ = [
+    "BASE_VERSION",
     "FORMAT_NAME",
     "FORMAT_VERSION",
     "KNOWN_FEATURES",
@@ -29,8 +32,10 @@ __all__ = [
 ]
 
 FORMAT_NAME = "tolkit-bundle"
-FORMAT_VERSION = (1, 0)
-KNOWN_FEATURES: frozenset[str] = frozenset()
+FORMAT_VERSION = (1, 1)
+"""The newest this package reads; what is written says the lowest version that has all it needs."""
+BASE_VERSION = (1, 0)
+KNOWN_FEATURES: frozenset[str] = frozenset({FEATURE})
 ROOT_FILES = frozenset(
     {
         "config.json",
@@ -54,10 +59,21 @@ class LayerStatus:
 
 @dataclass(frozen=True)
 class Encoding:
-    """How planes were encoded: layer order, and whether each pays back what earlier ones lost."""
+    """How planes were encoded: layer order, and whether each pays back what earlier ones lost.
+
+    `errors`: how far they are from the tables they stand for, by layer; empty where unknown.
+    """
 
     feedback: bool
     order: tuple[int, ...]
+    errors: tuple[LayerErrors, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The field `encoding` of tol.json."""
+        fields: dict[str, Any] = {"feedback": self.feedback, "order": list(self.order)}
+        if self.errors:
+            fields["errors"] = [errors.to_json() for errors in self.errors]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -98,7 +114,10 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A bundle's description. `to_json` and `parse_manifest` are inverse to each other."""
+    """A bundle's description. `to_json` and `parse_manifest` are inverse to each other.
+
+    `coding` is the coder of all records, None where they have a fixed length.
+    """
 
     vocab_size: int
     num_layers: int
@@ -115,7 +134,8 @@ class Manifest:
     lookup_scale: float = 1
     out_of_range: str = "error"
     required_features: tuple[str, ...] = ()
-    version: tuple[int, int] = FORMAT_VERSION
+    version: tuple[int, int] = BASE_VERSION
+    coding: Coding | None = None
     identity: str = field(default="", compare=False)
 
     @property
@@ -178,7 +198,7 @@ class Manifest:
                 }
                 for tier in self.tiers
             ],
-            "encoding": {"feedback": self.encoding.feedback, "order": list(self.encoding.order)},
+            "encoding": self.encoding.to_json(),
             "sources": {
                 "embedding": self.sources.embedding,
                 "tokenizer": self.sources.tokenizer,
@@ -204,6 +224,8 @@ class Manifest:
                 {"layer": layer, **predictor.to_json()}
                 for layer, predictor in sorted(self.predictors.items())
             ]
+        if self.coding is not None:
+            fields["coding"] = self.coding.to_json()
         return fields
 
     def to_bytes(self) -> tuple[bytes, str]:

@@ -6,8 +6,10 @@ import re
 
 from tolkit_formats import digests, strict_json
 from tolkit_formats._fields import Fields
-from tolkit_formats.codecs import codec_from_json
+from tolkit_formats.codecs import Steps, codec_from_json
+from tolkit_formats.entropy import FEATURE, Coding
 from tolkit_formats.errors import BundleError, UnsupportedVersionError
+from tolkit_formats.layer_errors import parse_layer_errors
 from tolkit_formats.limits import (
     BLOCK_ROWS,
     MAX_HIDDEN_SIZE,
@@ -70,17 +72,19 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     layers = _layers(root, num_layers)
     kept = tuple(i for i, layer in enumerate(layers) if layer.status == "kept")
     mapped = root.text("slots", ("identity", "mapped")) == "mapped"
-    tiers = _tiers(root, vocab_size, hidden_size, kept, partial=mapped)
+    coding = _coding(root, version, features)
+    tiers = _tiers(root, vocab_size, hidden_size, kept, partial=mapped, coded=coding is not None)
+    history = _history(root)
     manifest = Manifest(
         vocab_size=vocab_size,
         num_layers=num_layers,
         hidden_size=hidden_size,
         layers=layers,
         tiers=tiers,
-        encoding=_encoding(root.object("encoding"), kept),
+        encoding=_encoding(root.object("encoding"), kept, num_layers, len(history)),
         sources=_sources(root.object("sources"), num_layers),
         files=_files(root),
-        history=_history(root),
+        history=history,
         mapped_slots=mapped,
         predictors=read_predictors(root, hidden_size, kept),
         combine=root.text("combine", COMBINE_RULES),
@@ -88,6 +92,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         out_of_range=root.text("out_of_range", ("error", "row_0", "zero")),
         required_features=features,
         version=version,
+        coding=coding,
         identity=identity,
     )
     root.done()
@@ -121,6 +126,17 @@ def _features(root: Fields) -> tuple[str, ...]:
     return tuple(features)
 
 
+def _coding(root: Fields, version: tuple[int, int], features: tuple[str, ...]) -> Coding | None:
+    """The optional object of 1.1, written together with its feature."""
+    if FEATURE not in features:
+        if root.has("coding"):
+            raise BundleError(f"{root.where}: coding needs required feature {FEATURE!r}")
+        return None
+    if version < (1, 1):
+        raise BundleError(f"{root.where}: feature {FEATURE!r} is not one of version 1.0")
+    return Coding.read(root.object("coding"))
+
+
 def _layers(root: Fields, num_layers: int) -> tuple[LayerStatus, ...]:
     entries = root.objects("layers", longest=MAX_LAYERS)
     if len(entries) != num_layers:
@@ -138,23 +154,36 @@ def _layers(root: Fields, num_layers: int) -> tuple[LayerStatus, ...]:
 
 
 def _tiers(
-    root: Fields, vocab_size: int, hidden_size: int, kept: tuple[int, ...], *, partial: bool
+    root: Fields,
+    vocab_size: int,
+    hidden_size: int,
+    kept: tuple[int, ...],
+    *,
+    partial: bool,
+    coded: bool,
 ) -> tuple[Tier, ...]:
     tiers = []
     next_slot = 0
     for i, entry in enumerate(root.objects("tiers", longest=256)):
         first_slot = entry.integer("first_slot", next_slot, next_slot)
         num_rows = entry.integer("num_rows", 1, vocab_size - next_slot)
-        stride = entry.integer("stride", 16, MAX_STRIDE_BYTES)
+        stride = entry.integer("stride", 0 if coded else 16, MAX_STRIDE_BYTES)
         per_shard = entry.integer("rows_per_shard", BLOCK_ROWS, MAX_VOCAB_SIZE)
         planes = tuple(
             _plane(plane, hidden_size) for plane in entry.objects("planes", longest=MAX_LAYERS)
         )
         entry.done()
-        tier = Tier(i, first_slot, num_rows, stride, per_shard, planes)
+        tier = Tier(i, first_slot, num_rows, stride, per_shard, planes, coded)
+        _check_codecs(tier, entry.where)
         _check_tier(tier, kept, entry.where)
         tiers.append(tier)
         next_slot += num_rows
+    for plane in (plane for tier in tiers for plane in tier.planes):
+        if isinstance(plane.codec, Steps) and plane.codec.tiers != len(tiers):
+            raise BundleError(
+                f"{root.where}: layer {plane.layer}: codec steps names {plane.codec.tiers} tiers, "
+                f"there are {len(tiers)}"
+            )
     if next_slot != vocab_size and not (partial and tiers):
         raise BundleError(
             f"{root.where}: tiers hold {next_slot} rows, expected vocab_size {vocab_size}"
@@ -178,11 +207,24 @@ def _plane(entry: Fields, hidden_size: int) -> Plane:
     return plane
 
 
+def _check_codecs(tier: Tier, where: str) -> None:
+    """Symbols go through the coder and nothing else does; a plane names its own tier."""
+    for plane in tier.planes:
+        if isinstance(plane.codec, Steps) != tier.coded:
+            needs = "needs" if isinstance(plane.codec, Steps) else "cannot go through"
+            raise BundleError(
+                f"{where}: layer {plane.layer}: codec {plane.codec.name} {needs} entropy coding"
+            )
+        if isinstance(plane.codec, Steps) and plane.codec.tier != tier.index:
+            raise BundleError(f"{where}: layer {plane.layer}: codec steps names another tier")
+
+
 def _check_tier(tier: Tier, kept: tuple[int, ...], where: str) -> None:
     """The stored numbers must be the ones the layout rules give."""
     if tuple(plane.layer for plane in tier.planes) != kept:
         raise BundleError(f"{where}: planes must be the kept layers {list(kept)} in order")
-    expected = lay_out([(p.layer, p.codec) for p in tier.planes], tier.num_rows)
+    codecs = [(p.layer, p.codec) for p in tier.planes]
+    expected = lay_out(codecs, tier.num_rows, coded=tier.coded)
     for got, want in zip(tier.planes, expected.planes, strict=True):
         if (got.offset, got.length) != (want.offset, want.length):
             raise BundleError(
@@ -191,6 +233,10 @@ def _check_tier(tier: Tier, kept: tuple[int, ...], where: str) -> None:
             )
     if tier.stride != expected.stride:
         raise BundleError(f"{where}: stride is {tier.stride}, expected {expected.stride}")
+    if tier.coded and tier.rows_per_shard != expected.rows_per_shard:
+        raise BundleError(
+            f"{where}: rows_per_shard is {tier.rows_per_shard}, expected {expected.rows_per_shard}"
+        )
     if tier.rows_per_shard % BLOCK_ROWS or (
         tier.rows_per_shard > BLOCK_ROWS and tier.rows_per_shard * tier.stride > MAX_SHARD_BYTES
     ):
@@ -199,15 +245,16 @@ def _check_tier(tier: Tier, kept: tuple[int, ...], where: str) -> None:
         raise BundleError(f"{where}: {tier.num_shards} shards, limit {MAX_SHARDS}")
 
 
-def _encoding(entry: Fields, kept: tuple[int, ...]) -> Encoding:
+def _encoding(entry: Fields, kept: tuple[int, ...], num_layers: int, num_steps: int) -> Encoding:
     feedback = entry.boolean("feedback")
     order = entry.array("order", longest=MAX_LAYERS)
+    errors = tuple(parse_layer_errors(entry, num_layers, num_steps))
     entry.done()
     if any(isinstance(i, bool) or not isinstance(i, int) for i in order) or sorted(order) != list(
         kept
     ):
         raise BundleError(f"{entry.where}: order must list the kept layers {list(kept)}")
-    return Encoding(feedback, tuple(order))
+    return Encoding(feedback, tuple(order), errors)
 
 
 def _sources(entry: Fields, num_layers: int) -> Sources:
@@ -258,7 +305,7 @@ def _check_files(manifest: Manifest, where: str) -> None:
         needed |= {f"tables/{tier.shard_name(i)}" for i in range(tier.num_shards)}
         if any(plane.codec.shared_shapes() for plane in tier.planes):
             needed.add("tables/bases.safetensors")
-    if manifest.predictors:
+    if manifest.predictors or manifest.coding is not None:
         needed.add("tables/bases.safetensors")
     if manifest.mapped_slots:
         needed.add("tables/slots.safetensors")

@@ -26,7 +26,7 @@ from tolkit_formats.rans_lanes import length_bytes, put_lengths
 from tolkit_formats.rans_models import PROB_BITS, Models, normalised
 from tolkit_formats.rans_streams import Streams, decode_lockstep, decode_singly
 
-__all__ = ["MAX_LANES", "PROB_BITS", "Models", "decode", "encode", "normalised"]
+__all__ = ["MAX_LANES", "PROB_BITS", "Models", "RowCoder", "decode", "encode", "normalised"]
 
 MAX_LANES = 256
 _FEW_STREAMS = 24  # below, plain integers beat numpy's cost a call
@@ -76,6 +76,60 @@ class _Layout:
         return (slice(at, min(at + size, num_rows)) for at in range(0, num_rows, size))
 
 
+class RowCoder:
+    """`encode` and `decode` for rows of one layout, which is worked out once.
+
+    Args:
+        model_of_C: uint8 [C], the model of every position.
+        lanes: interleaved states of a row, 1 to 256. Each beyond the first costs about 1.5 bytes
+            a row and lets a reader of few rows decode that many symbols at a time.
+
+    Raises:
+        BundleError: a position names a model that does not exist.
+    """
+
+    def __init__(self, model_of_C: _U8, models: Models, lanes: int = 1) -> None:
+        self.model_of_C, self.models = model_of_C, models
+        self._layout = _Layout.of(model_of_C, models, lanes)
+
+    @property
+    def num_positions(self) -> int:
+        """C, symbols of a row."""
+        return len(self.model_of_C)
+
+    def encode(self, symbols_NC: _U8) -> tuple[_I64, _U8]:
+        """As the function `encode`."""
+        assert symbols_NC.dtype == np.uint8 and symbols_NC.shape[1:] == self.model_of_C.shape
+        lengths, parts = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
+        for rows in self._layout.chunks(*symbols_NC.shape):
+            _require_codable(symbols_NC[rows], self.model_of_C, self.models, rows.start)
+            length_N, part = _encode_rows(symbols_NC[rows], self._layout, self.models)
+            lengths.append(length_N)
+            parts.append(part)
+        return np.concatenate(lengths), np.concatenate(parts)
+
+    def decode(
+        self, data: _U8, offsets_N: npt.NDArray[np.integer], lengths_N: npt.NDArray[np.integer]
+    ) -> _U8:
+        """As the function `decode`."""
+        assert data.dtype == np.uint8 and data.ndim == 1
+        layout, models = self._layout, self.models
+        spans = _spans(offsets_N, lengths_N, len(data))
+        certain_C = np.maximum(models.certain_K[self.model_of_C], 0).astype(np.uint8)
+        out_NC = np.empty((len(spans), self.num_positions), np.uint8)
+        for rows in layout.chunks(*out_NC.shape):
+            pieces = [data[at:end] for at, end in spans[rows]]
+            streams = Streams.of(pieces, layout.lanes, rows.start)
+            symbols_CN = np.repeat(certain_C[:, None], rows.stop - rows.start, axis=1)
+            if layout.lanes:
+                few = len(streams.states_M) < _FEW_STREAMS
+                decoder = decode_singly if few else decode_lockstep
+                symbols_CN[layout.coded_P] = decoder(streams, layout.model_P, models)
+            streams.require_ended()
+            out_NC[rows] = symbols_CN.T
+        return out_NC
+
+
 def encode(symbols_NC: _U8, model_of_C: _U8, models: Models, lanes: int = 1) -> tuple[_I64, _U8]:
     """Each row as an independent stream of bytes, the streams one after the other.
 
@@ -92,15 +146,7 @@ def encode(symbols_NC: _U8, model_of_C: _U8, models: Models, lanes: int = 1) -> 
         UsageError: a symbol its model gives no frequency; the message names row and position.
         BundleError: a position names a model that does not exist.
     """
-    assert symbols_NC.dtype == np.uint8 and symbols_NC.shape[1:] == model_of_C.shape
-    layout = _Layout.of(model_of_C, models, lanes)
-    lengths, parts = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
-    for rows in layout.chunks(*symbols_NC.shape):
-        _require_codable(symbols_NC[rows], model_of_C, models, rows.start)
-        length_N, part = _encode_rows(symbols_NC[rows], layout, models)
-        lengths.append(length_N)
-        parts.append(part)
-    return np.concatenate(lengths), np.concatenate(parts)
+    return RowCoder(model_of_C, models, lanes).encode(symbols_NC)
 
 
 def decode(
@@ -127,21 +173,7 @@ def decode(
     Raises:
         BundleError: a row lies outside `data` or is no stream; the message names its index here.
     """
-    assert data.dtype == np.uint8 and data.ndim == 1
-    layout = _Layout.of(model_of_C, models, lanes)
-    spans = _spans(offsets_N, lengths_N, len(data))
-    certain_C = np.maximum(models.certain_K[model_of_C], 0).astype(np.uint8)
-    out_NC = np.empty((len(spans), len(model_of_C)), np.uint8)
-    for rows in layout.chunks(*out_NC.shape):
-        streams = Streams.of([data[at:end] for at, end in spans[rows]], layout.lanes, rows.start)
-        symbols_CN = np.repeat(certain_C[:, None], rows.stop - rows.start, axis=1)
-        if layout.lanes:
-            few = len(streams.states_M) < _FEW_STREAMS
-            decoder = decode_singly if few else decode_lockstep
-            symbols_CN[layout.coded_P] = decoder(streams, layout.model_P, models)
-        streams.require_ended()
-        out_NC[rows] = symbols_CN.T
-    return out_NC
+    return RowCoder(model_of_C, models, lanes).decode(data, offsets_N, lengths_N)
 
 
 def _require_codable(symbols_NC: _U8, model_of_C: _U8, models: Models, first_row: int) -> None:

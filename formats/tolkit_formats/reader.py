@@ -6,6 +6,7 @@ Letters: V vocabulary, L layers, D hidden, N rows asked for, S record stride, B 
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from tolkit_formats import digests, files, strict_json
 from tolkit_formats.codecs import Codec, prepared
+from tolkit_formats.entropy import models_of, tier_coder
 from tolkit_formats.errors import BundleError, InputError, UsageError
 from tolkit_formats.limits import (
     MAX_MANIFEST_BYTES,
@@ -25,6 +27,7 @@ from tolkit_formats.limits import (
 from tolkit_formats.manifest import Manifest
 from tolkit_formats.manifest_rules import parse_manifest
 from tolkit_formats.predictor import unit_rows
+from tolkit_formats.rans import Models, RowCoder
 from tolkit_formats.records import Plane, Tier
 from tolkit_formats.shards import RecordShards
 from tolkit_formats.tensorfile import TensorFile
@@ -94,10 +97,13 @@ class Bundle:
         }
         self._expanded: dict[tuple[int | str, int], Mapping[str, npt.NDArray[Any]]] = {}
         self._expanded_bytes = 0
+        self._coders: dict[int, RowCoder] = {}
+        self._coders_lock = threading.Lock()
         self.shards = RecordShards(
             path,
             self.manifest,
             lambda: self.tensor_file("tables/checksums.safetensors"),
+            self._coder,
             check_crc=check_crc,
         )
         self._check_side_headers()
@@ -298,6 +304,15 @@ class Bundle:
         self.plane(layer)
         return self._shared_arrays(layer, self._shared_shapes(layer))
 
+    @cached_property
+    def common(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Shared arrays of all planes (the models of the entropy coder), as they are stored."""
+        coding = self.manifest.coding
+        if coding is None:
+            return {}
+        shapes = coding.shared_shapes().items()
+        return {name: np.array(self._bases.expect(name, *shape)) for name, shape in shapes}
+
     def token_counts(self) -> npt.NDArray[np.uint64] | None:
         """U64 [V] how often each token stood in the training text, or None."""
         if "token_counts.safetensors" not in self.manifest.files:
@@ -365,6 +380,9 @@ class Bundle:
             if name == "tables/slots.safetensors":
                 file.expect("slots", "U32", (self.vocab_size,))
             elif name == "tables/bases.safetensors":
+                if self.manifest.coding is not None:
+                    for array, (dtype, shape) in self.manifest.coding.shared_shapes().items():
+                        file.expect(array, dtype, shape)
                 for layer in self.layer_ids:
                     for array, (dtype, shape) in self._shared_shapes(layer).items():
                         file.expect(shared_name(layer, array), dtype, shape)
@@ -394,8 +412,38 @@ class Bundle:
             return {}
         return self._cached(
             (tier.index, plane.layer),
-            lambda: prepared(plane.codec, self._shared_arrays(plane.layer, shapes)),
+            lambda: prepared(
+                plane.codec, {**self._shared_arrays(plane.layer, shapes), **self.common}
+            ),
         )
+
+    def _coder(self, tier: Tier) -> RowCoder:
+        """The coder of a tier's records; its tables are made on first use."""
+        with self._coders_lock:
+            if tier.index not in self._coders:
+                self._coders[tier.index] = self._made_coder(tier)
+            return self._coders[tier.index]
+
+    def _made_coder(self, tier: Tier) -> RowCoder:
+        assert self.manifest.coding is not None
+        classes = []
+        for plane in tier.planes:
+            shapes = plane.codec.shared_shapes()
+            name = f"classes.{tier.index}"
+            if name in shapes:
+                arrays = self._shared_arrays(plane.layer, {name: shapes[name]})
+                classes.append(arrays[name])
+        try:
+            return tier_coder(self._models, classes, self.manifest.coding)
+        except BundleError as error:
+            raise BundleError(f"{self._bases.path}: {error.message}") from error
+
+    @cached_property
+    def _models(self) -> Models:
+        try:
+            return models_of(self.common)
+        except BundleError as error:
+            raise BundleError(f"{self._bases.path}: {error.message}") from error
 
     def _cached(
         self, key: tuple[int | str, int], make: Callable[[], Mapping[str, npt.NDArray[Any]]]

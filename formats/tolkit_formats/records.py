@@ -1,6 +1,7 @@
 """Where a token's bytes lie: planes within a record, records within shards (SPEC section 4).
 
 record = planes in layer order, each [scales][codes] | zero padding | CRC-32 of slot and rest.
+coded record = entropy-coded bytes of the planes | CRC-32 of slot and those bytes.
 Letters: N rows, S stride in bytes.
 """
 
@@ -21,6 +22,7 @@ __all__ = [
     "STRIDE_MULTIPLE",
     "Plane",
     "Tier",
+    "crc_of_bytes",
     "crc_of_records",
     "lay_out",
     "seal_records",
@@ -28,6 +30,7 @@ __all__ = [
 
 CRC_BYTES = 4
 STRIDE_MULTIPLE = 16
+_CODED_BLOCKS = 16
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,9 @@ class Tier:
     """A run of slots that share one record layout.
 
     `first_slot`..`first_slot + num_rows` are its slots, `stride` the bytes of a record,
-    `rows_per_shard` the rows of every shard file but the last.
+    `rows_per_shard` the rows of every shard file but the last. Records of a `coded` tier go
+    through the entropy coder: `stride` is then the bytes that planes take before, one a symbol,
+    and stored records are as long as they come out.
     """
 
     index: int
@@ -54,6 +59,7 @@ class Tier:
     stride: int
     rows_per_shard: int
     planes: tuple[Plane, ...]
+    coded: bool = False
 
     @property
     def num_shards(self) -> int:
@@ -81,10 +87,13 @@ def lay_out(
     index: int = 0,
     first_slot: int = 0,
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    coded: bool = False,
 ) -> Tier:
     """The tier that holds `num_rows` records of these (layer, codec) planes.
 
-    A shard takes as many whole blocks of 1,024 rows as fit `max_shard_bytes`, 1 to 16,384.
+    A shard takes as many whole blocks of 1,024 rows as fit `max_shard_bytes`, 1 to 16,384. Where
+    records are `coded`, it takes as many as fit at two bytes a symbol, 1 to 16: a writer holds
+    such a shard in memory.
     """
     planes = []
     offset = 0
@@ -92,6 +101,10 @@ def lay_out(
         length = sum(codec.segments())
         planes.append(Plane(layer, codec, offset, length))
         offset += length
+    if coded:
+        blocks = max_shard_bytes // (2 * max(1, offset) * BLOCK_ROWS)
+        per_shard = min(max(1, blocks), _CODED_BLOCKS) * BLOCK_ROWS
+        return Tier(index, first_slot, num_rows, offset, per_shard, tuple(planes), coded=True)
     stride = -(-(offset + CRC_BYTES) // STRIDE_MULTIPLE) * STRIDE_MULTIPLE
     blocks = max_shard_bytes // (stride * BLOCK_ROWS)
     blocks = min(max(1, blocks), MAX_VOCAB_SIZE // BLOCK_ROWS)
@@ -124,3 +137,8 @@ def seal_records(records_NS: npt.NDArray[np.uint8], first_slot: int) -> None:
     slots_N = np.arange(first_slot, first_slot + len(records_NS), dtype=np.int64)
     crc = crc_of_records(records_NS, slots_N).astype("<u4")
     records_NS[:, -CRC_BYTES:] = crc.view(np.uint8).reshape(-1, CRC_BYTES)
+
+
+def crc_of_bytes(data: bytes | memoryview, slot: int) -> int:
+    """CRC-32 of a coded record's slot, as four bytes, and its bytes."""
+    return zlib.crc32(data, zlib.crc32(slot.to_bytes(4, "little")))

@@ -5,19 +5,24 @@ N rows asked for, S record stride.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from tolkit_formats.coded_shards import CodedShard
 from tolkit_formats.errors import BundleError
 from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES
 from tolkit_formats.manifest import Manifest
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Tier, crc_of_records
 from tolkit_formats.tensorfile import TensorFile
 
 __all__ = ["RecordShards"]
+
+_KEPT_BYTES = 64 << 20
 
 Records = npt.NDArray[np.uint8]
 
@@ -29,8 +34,12 @@ class RecordShards:
         path: the bundle's folder.
         manifest: its manifest.
         checksums: opens tables/checksums.safetensors, digest checked; called on first use.
+        coder: makes the coder of a tier of coded records; called on first use.
         check_crc: compare each record's CRC-32 when it is first read, and once a shard that the
             file is this bundle's.
+
+    Coded records are decoded here: everyone else sees a byte a symbol at the places that planes
+    say, as if that had been stored.
     """
 
     def __init__(
@@ -38,11 +47,15 @@ class RecordShards:
         path: Path,
         manifest: Manifest,
         checksums: Callable[[], TensorFile],
+        coder: Callable[[Tier], RowCoder],
         *,
         check_crc: bool,
     ) -> None:
         self._path = path
         self._checksums = checksums
+        self._coder = coder
+        self._coded: dict[tuple[int, int], CodedShard] = {}
+        self._decoded = _DecodedRuns()
         self._check_crc = check_crc
         self._files: dict[tuple[int, int], TensorFile] = {}
         self._shards: dict[tuple[int, int], Records] = {}
@@ -54,6 +67,8 @@ class RecordShards:
 
     def take(self, tier: Tier, slots: npt.NDArray[np.int64]) -> Records:
         """Checked records [N, S] of slots that lie in `tier`, copied."""
+        if tier.coded:
+            return self._take_coded(tier, slots)
         rows = slots - tier.first_slot
         touched = [0] if len(rows) else []
         if tier.num_shards == 1:
@@ -75,8 +90,13 @@ class RecordShards:
     def run(self, tier: Tier, first: int, stop: int) -> Records:
         """Checked records [stop - first, S] of consecutive rows of a tier, as mapped.
 
-        The rows must lie within one shard.
+        The rows must lie within one shard. Coded ones are decoded, and kept for the next planes
+        that are read of the same rows.
         """
+        if tier.coded:
+            slots = np.arange(first, stop, dtype=np.int64) + tier.first_slot
+            key = (tier.index, first, stop)
+            return self._decoded.get(key, lambda: self._take_coded(tier, slots))
         records = self.unchecked_run(tier, first, stop)
         if self._check_crc:
             slots = np.arange(first, stop, dtype=np.int64) + tier.first_slot
@@ -85,19 +105,54 @@ class RecordShards:
         return records
 
     def unchecked_run(self, tier: Tier, first: int, stop: int) -> Records:
-        """`run` without a look at the content; for `verify`, which does its own."""
+        """`run` without a look at the content; for `verify`, which does its own.
+
+        Coded records are decoded, their CRCs compared.
+        """
+        if tier.coded:
+            rows = np.arange(first, stop, dtype=np.int64)
+            return self._decode(tier, rows, np.ones(len(rows), bool))
         shard, row = divmod(first, tier.rows_per_shard)
         return self._shards[tier.index, shard][row : row + stop - first]
+
+    def _take_coded(self, tier: Tier, slots: npt.NDArray[np.int64]) -> Records:
+        fresh = ~self._seen_V[slots] if self._check_crc else np.zeros(len(slots), bool)
+        rows = slots - tier.first_slot
+        records = self._decode(tier, rows, fresh)
+        if self._check_crc:
+            for shard in np.unique(rows // tier.rows_per_shard).tolist():
+                self._check_shard(tier, shard)
+            self._seen_V[slots] = True
+        return records
+
+    def _decode(
+        self, tier: Tier, rows: npt.NDArray[np.int64], fresh: npt.NDArray[np.bool_]
+    ) -> Records:
+        coder = self._coder(tier)
+        shards = rows // tier.rows_per_shard
+        touched = np.unique(shards).tolist()
+        if len(touched) == 1:
+            first = touched[0] * tier.rows_per_shard
+            return self._coded[tier.index, touched[0]].decode(rows - first, fresh, coder)
+        records = np.empty((len(rows), tier.stride), np.uint8)
+        for shard in touched:
+            here = shards == shard
+            own = rows[here] - shard * tier.rows_per_shard
+            records[here] = self._coded[tier.index, shard].decode(own, fresh[here], coder)
+        return records
 
     def _open(self, tier: Tier, shard: int) -> None:
         path = self._path / "tables" / tier.shard_name(shard)
         file = TensorFile(path, random_access=True)
+        self._files[tier.index, shard] = file
+        if tier.coded:
+            self._coded[tier.index, shard] = CodedShard(file, tier, shard)
+            return
         if file.names != ("records",):
             raise BundleError(
                 f"{path}: holds {list(file.names)[:3]}, expected one tensor 'records'"
             )
         records = file.expect("records", "U8", (tier.shard_rows(shard), tier.stride))
-        self._files[tier.index, shard] = file
         self._shards[tier.index, shard] = records.view(np.uint8)
 
     def _check_shard(self, tier: Tier, shard: int) -> None:
@@ -136,3 +191,30 @@ class RecordShards:
                 hint=f"run: tol verify {self._path}",
             )
         self._seen_V[slots] = True
+
+
+class _DecodedRuns:
+    """The runs of decoded records read last, so that reading plane by plane decodes a row once.
+
+    Safe to use from several threads; the oldest runs go when there are more than _KEPT_BYTES.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[tuple[int, int, int], Records] = {}
+        self._size_bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[int, int, int], decode: Callable[[], Records]) -> Records:
+        """The records of a run, decoded unless they are still there."""
+        with self._lock:
+            known = self._runs.get(key)
+        if known is not None:
+            return known
+        records = decode()
+        with self._lock:
+            if key not in self._runs:
+                self._runs[key] = records
+                self._size_bytes += records.nbytes
+            while self._size_bytes > _KEPT_BYTES and len(self._runs) > 1:
+                self._size_bytes -= self._runs.pop(next(iter(self._runs))).nbytes
+        return records

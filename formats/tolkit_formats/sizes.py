@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from tolkit_formats.entropy import length_dtype
 from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES
 from tolkit_formats.records import Tier
 from tolkit_formats.tensorfile import ITEM_BYTES, header_bytes
 
-__all__ = ["SharedShapes", "table_bytes", "tensor_file_bytes"]
+__all__ = ["SharedShapes", "coded_shard_bytes", "table_bytes", "tensor_file_bytes"]
 
 SharedShapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Full names in tables/bases.safetensors -> dtype and shape."""
@@ -23,18 +24,28 @@ def tensor_file_bytes(tensors: SharedShapes) -> int:
 
 
 def table_bytes(
-    tiers: Sequence[Tier], shared: SharedShapes, *, mapped_vocab_size: int | None
+    tiers: Sequence[Tier],
+    shared: SharedShapes,
+    *,
+    mapped_vocab_size: int | None,
+    shard_bytes: Mapping[str, int] | None = None,
 ) -> int:
     """All files under tables/: shards, shared arrays, slots, checksums.
 
     Args:
         mapped_vocab_size: V where there is a slot map, None where slot = token id.
+        shard_bytes: of the files of coded tiers, by name.
     """
     files: dict[str, int] = {}
     for tier in tiers:
         for shard in range(tier.num_shards):
+            name = tier.shard_name(shard)
+            if tier.coded:
+                assert shard_bytes is not None, "how long coded records are is known to the caller"
+                files[name] = shard_bytes[name]
+                continue
             shape = (tier.shard_rows(shard), tier.stride)
-            files[tier.shard_name(shard)] = tensor_file_bytes({"records": ("U8", shape)})
+            files[name] = tensor_file_bytes({"records": ("U8", shape)})
     if shared:
         files["bases.safetensors"] = tensor_file_bytes(shared)
     if mapped_vocab_size is not None:
@@ -43,3 +54,16 @@ def table_bytes(
     blocks = {name: -(-size // CHECKSUM_BLOCK_BYTES) for name, size in files.items()}
     checksums = {name: ("U8", (count, 32)) for name, count in blocks.items()}
     return sum(files.values()) + tensor_file_bytes(checksums)
+
+
+def coded_shard_bytes(tier: Tier, mean_record_bytes: float) -> dict[str, int]:
+    """File name -> bytes of a coded tier's shards, if records have this mean length."""
+    sizes = {}
+    for shard in range(tier.num_shards):
+        rows = tier.shard_rows(shard)
+        shapes: SharedShapes = {
+            "lengths": (length_dtype(tier.stride), (rows,)),
+            "records": ("U8", (round(rows * mean_record_bytes),)),
+        }
+        sizes[tier.shard_name(shard)] = tensor_file_bytes(shapes)
+    return sizes

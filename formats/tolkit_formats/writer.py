@@ -22,7 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit_formats import files, strict_json
+from tolkit_formats.coded_shards import coded_tensors
 from tolkit_formats.digests import file_digest, json_digest
+from tolkit_formats.entropy import FEATURE
 from tolkit_formats.errors import (
     BundleError,
     InputError,
@@ -33,12 +35,14 @@ from tolkit_formats.errors import (
 from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES, MAX_MANIFEST_BYTES
 from tolkit_formats.manifest import FileEntry, Manifest
 from tolkit_formats.manifest_rules import parse_manifest
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Tier, seal_records
 from tolkit_formats.tensorfile import TensorStream, write_tensors
 
 __all__ = ["BundleWriter", "ShardWriter", "block_digests", "work_folder"]
 
-_WORK_VERSION = 2
+_WORK_VERSION = 3
+_STATE_BYTES = 16 * MAX_MANIFEST_BYTES  # notes of every shard
 _LOCK = "lock"
 _STATE = "work.json"
 
@@ -110,7 +114,7 @@ class BundleWriter:
 
     def _resume(self, fingerprint: str, restart: bool) -> dict[str, Any]:
         try:
-            data = files.read_bytes(self.work / _STATE, limit_bytes=MAX_MANIFEST_BYTES)
+            data = files.read_bytes(self.work / _STATE, limit_bytes=_STATE_BYTES)
             state = strict_json.parse(data, f"{self.work}/{_STATE}")
         except (InputError, BundleError):
             state = None
@@ -170,13 +174,41 @@ class BundleWriter:
             return False
         return file_digest(path) == str(known["sha256"])
 
-    def open_shard(self, tier: Tier, shard: int) -> ShardWriter:
-        """Start shard `shard` of `tier`; write its rows in order, then close."""
-        return ShardWriter(self, tier, shard)
+    def shard_note(self, tier: Tier, shard: int) -> Any:
+        """What `ShardWriter.remember` was given for a finished shard, or None."""
+        return self._state["shards"][tier.shard_name(shard)]["note"]
 
-    def _shard_finished(self, tier: Tier, shard: int, size_bytes: int, sha256: str) -> None:
+    def open_shard(
+        self, tier: Tier, shard: int, coder: RowCoder | None = None
+    ) -> ShardWriter | CodedShardWriter:
+        """Start shard `shard` of `tier`; write its rows in order, then close.
+
+        Args:
+            coder: of a tier of coded records.
+        """
+        if not tier.coded:
+            return ShardWriter(self, tier, shard)
+        assert coder is not None and coder.num_positions == tier.stride
+        return CodedShardWriter(self, tier, shard, coder)
+
+    def shard_bytes(self) -> dict[str, int]:
+        """File name -> bytes of the shards finished so far."""
+        return {name: known["bytes"] for name, known in self._state["shards"].items()}
+
+    def forget_shards(self, note: str) -> None:
+        """Remove finished shards and a note on them: they will have other parameters."""
+        names = list(self._state["shards"])
+        self._state["shards"] = {}
+        self._state["notes"].pop(note, None)
+        self._save()
+        for name in names:
+            files.unlink(self.folder / "tables" / name)
+
+    def _shard_finished(
+        self, tier: Tier, shard: int, size_bytes: int, sha256: str, note: Any
+    ) -> None:
         name = tier.shard_name(shard)
-        self._state["shards"][name] = {"bytes": size_bytes, "sha256": sha256}
+        self._state["shards"][name] = {"bytes": size_bytes, "sha256": sha256, "note": note}
         self._save()
 
     # The end.
@@ -201,6 +233,8 @@ class BundleWriter:
                 entries[name] = FileEntry(path.stat().st_size, self._digest_of(path))
         entries.pop("tol.json", None)
         manifest = with_fields(manifest, files=entries)
+        if manifest.coding is not None:
+            manifest = with_fields(manifest, version=(1, 1), required_features=(FEATURE,))
         data, identity = manifest.to_bytes()
         parse_manifest(data, f"{self.destination}/tol.json")  # nothing unreadable is published
         files.fsync_dir(tables)
@@ -282,6 +316,11 @@ class ShardWriter:
         self._next_slot = tier.first_slot + shard * tier.rows_per_shard
         shape = (tier.shard_rows(shard), tier.stride)
         self._stream = TensorStream(self._temporary, [("records", "U8", shape)])
+        self._note: Any = None
+
+    def remember(self, note: Any) -> None:
+        """Keep a JSON value with the shard once it is finished, across a crash."""
+        self._note = note
 
     def write(self, records_NS: npt.NDArray[np.uint8]) -> None:
         """Append records: planes in place, zeros behind them. Their CRC is filled in here."""
@@ -305,7 +344,47 @@ class ShardWriter:
         files.replace(self._temporary, self._path)
         files.fsync_dir(self._path.parent)
         size_bytes = self._path.stat().st_size
-        self._bundle._shard_finished(self._tier, self._shard, size_bytes, file_digest(self._path))
+        sha256 = file_digest(self._path)
+        self._bundle._shard_finished(self._tier, self._shard, size_bytes, sha256, self._note)
+
+
+class CodedShardWriter:
+    """One shard of entropy-coded records; a context manager.
+
+    Records are held in memory until the end: only then their lengths, which come first, are known.
+    """
+
+    def __init__(self, bundle: BundleWriter, tier: Tier, shard: int, coder: RowCoder) -> None:
+        self._bundle, self._tier, self._shard, self._coder = bundle, tier, shard, coder
+        self._path = bundle.folder / "tables" / tier.shard_name(shard)
+        self._bodies: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]] = []
+        self._note: Any = None
+
+    def write(self, symbols_NC: npt.NDArray[np.uint8]) -> None:
+        """Append rows of symbols: planes in place, a byte each."""
+        self._bodies.append(self._coder.encode(symbols_NC))
+
+    def remember(self, note: Any) -> None:
+        """As `ShardWriter.remember`."""
+        self._note = note
+
+    def __enter__(self) -> CodedShardWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        if kind is not None:
+            return
+        tier, shard = self._tier, self._shard
+        assert sum(len(lengths) for lengths, _ in self._bodies) == tier.shard_rows(shard)
+        first_slot = tier.first_slot + shard * tier.rows_per_shard
+        write_tensors(self._path, coded_tensors(self._bodies, first_slot, tier.stride))
+        size_bytes, sha256 = self._path.stat().st_size, file_digest(self._path)
+        self._bundle._shard_finished(tier, shard, size_bytes, sha256, self._note)
 
 
 def require_absent(destination: Path, *, force: bool) -> None:

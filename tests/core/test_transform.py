@@ -25,6 +25,11 @@ def gram(parts: list[np.ndarray], weights: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((joint * weights[:, None]).T @ joint)
 
 
+def sums(targets: np.ndarray, unit: np.ndarray, weights: np.ndarray) -> Moments:
+    cross = torch.from_numpy((unit * weights[:, None]).T @ targets)
+    return Moments.of_sums(gram([targets], weights), gram([unit], weights), cross)
+
+
 def weighted(targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     share = weights / weights.sum()
     mean = share @ targets
@@ -33,11 +38,11 @@ def weighted(targets: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.n
 
 def test_moments_are_the_weighted_ones() -> None:
     targets, unit, weights = draw()
-    alone = Moments.of_gram(gram([targets], weights), WIDTH)
+    alone = Moments.of_sums(gram([targets], weights))
     mean, cov = weighted(targets, weights)
     assert np.allclose(alone.mean_t, mean) and np.allclose(alone.cov_tt, cov)
     assert alone.cov_uu is None and alone.cov_ut is None
-    both = Moments.of_gram(gram([targets, unit], weights), WIDTH)
+    both = sums(targets, unit, weights)
     joint_mean, joint = weighted(np.concatenate([targets, unit], axis=1), weights)
     assert both.mean_u is not None and np.allclose(both.mean_u, joint_mean[WIDTH:])
     assert np.allclose(both.cov_tt, joint[:WIDTH, :WIDTH])
@@ -49,12 +54,12 @@ def test_sums_that_overflowed_are_named() -> None:
     broken = gram([draw()[0]], np.ones(ROWS))
     broken[2, 3] = np.inf
     with pytest.raises(NonFiniteError, match="covariance"):
-        Moments.of_gram(broken, WIDTH)
+        Moments.of_sums(broken)
 
 
 def test_without_a_metric_it_is_weighted_pca() -> None:
     targets, _, weights = draw()
-    moments = Moments.of_gram(gram([targets], weights), WIDTH)
+    moments = Moments.of_sums(gram([targets], weights))
     fitted = fit_transform(moments, Metric(None, WIDTH), 0)
     values, vectors = np.linalg.eigh(weighted(targets, weights)[1])
     assert np.allclose(fitted.variances_R, values[::-1])
@@ -69,7 +74,7 @@ def test_without_a_metric_it_is_weighted_pca() -> None:
 def test_all_coefficients_give_the_row_back(with_metric: bool) -> None:
     targets, _, weights = draw()
     metric = Metric(draw_metric(), WIDTH) if with_metric else Metric(None, WIDTH, 3.0)
-    fitted = fit_transform(Moments.of_gram(gram([targets], weights), WIDTH), metric, 0)
+    fitted = fit_transform(Moments.of_sums(gram([targets], weights)), metric, 0)
     centred = torch.from_numpy(targets) - fitted.mean_D
     coeffs = centred @ fitted.analysis_DR
     assert torch.allclose(coeffs @ fitted.synthesis_RD, centred, rtol=0, atol=1e-9)
@@ -93,7 +98,7 @@ def test_importance_is_what_an_error_costs_in_the_metric() -> None:
     targets, _, weights = draw()
     metric = Metric(draw_metric(), WIDTH)
     floor = 0.01 * draw_metric().diagonal().mean() * torch.eye(WIDTH)
-    fitted = fit_transform(Moments.of_gram(gram([targets], weights), WIDTH), metric, 0)
+    fitted = fit_transform(Moments.of_sums(gram([targets], weights)), metric, 0)
     for r in range(WIDTH):
         error_D = fitted.synthesis_RD[r]
         cost = float(error_D @ (draw_metric() + floor) @ error_D)
@@ -103,7 +108,7 @@ def test_importance_is_what_an_error_costs_in_the_metric() -> None:
 @pytest.mark.parametrize("diagonal", [[0.0] * WIDTH, [1.0] + [0.0] * (WIDTH - 1)])
 def test_a_metric_with_zeros_survives(diagonal: list[float]) -> None:
     metric = Metric(torch.diag(torch.tensor(diagonal)), WIDTH)
-    moments = Moments.of_gram(gram([draw()[0]], np.ones(ROWS)), WIDTH)
+    moments = Moments.of_sums(gram([draw()[0]], np.ones(ROWS)))
     fitted = fit_transform(moments, metric, 0)
     for part in (fitted.analysis_DR, fitted.synthesis_RD, fitted.importance_R, fitted.variances_R):
         assert bool(torch.isfinite(part).all())
@@ -113,7 +118,7 @@ def test_a_metric_with_zeros_survives(diagonal: list[float]) -> None:
 def test_a_table_of_zeros_or_constants_survives() -> None:
     for value in (0.0, 4.0):
         targets = np.full((ROWS, WIDTH), value)
-        moments = Moments.of_gram(gram([targets], np.ones(ROWS)), WIDTH)
+        moments = Moments.of_sums(gram([targets], np.ones(ROWS)))
         fitted = fit_transform(moments, Metric(None, WIDTH), 0)
         assert np.allclose(fitted.mean_D, value) and float(fitted.variances_R.max()) < 1e-12
         assert bool(torch.isfinite(fitted.synthesis_RD).all())
@@ -124,7 +129,7 @@ def test_prediction_takes_the_linear_part_away(bits: int) -> None:
     targets, unit, weights = draw()
     weights_DD = np.random.default_rng(1).standard_normal((WIDTH, WIDTH))
     linear = unit @ weights_DD.T + 0.05 * targets
-    moments = Moments.of_gram(gram([linear, unit], weights), WIDTH)
+    moments = sums(linear, unit, weights)
     plain = fit_transform(moments, Metric(None, WIDTH), 0)
     fitted = fit_transform(moments, Metric(None, WIDTH), bits)
     assert plain.predictor is None and fitted.predictor is not None
@@ -140,7 +145,7 @@ def test_prediction_takes_the_linear_part_away(bits: int) -> None:
 def test_nothing_is_predicted_where_nothing_is_linear() -> None:
     targets, _, _ = draw()
     zeros = np.zeros((ROWS, WIDTH))
-    moments = Moments.of_gram(gram([targets, zeros], np.ones(ROWS)), WIDTH)
+    moments = sums(targets, zeros, np.ones(ROWS))
     assert fit_transform(moments, Metric(None, WIDTH), 3).predictor is None
 
 

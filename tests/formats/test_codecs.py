@@ -241,6 +241,8 @@ def test_the_registry_builds_every_codec_under_its_own_name() -> None:
     samples = {**{str(p["name"]): p for p in PARAMS}}
     samples["svd"] = {"name": "svd", "rank": 2, "inner": {"name": "int8"}}
     samples["bands"] = bands([[2, 4]])
+    hadamard = {"basis": "", "exponent": 0}
+    samples["steps"] = {"name": "steps", "tier": 0, "tiers": 1, "count": 0, **hadamard}
     assert sorted(CODECS) == sorted(samples)
     for name, params in samples.items():
         assert codec_from_json(params, 64).name == name

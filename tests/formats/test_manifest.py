@@ -138,7 +138,7 @@ def test_a_newer_minor_version_with_unknown_fields_opens(tmp_path: Path) -> None
         (lambda m: m.update(version="0.9"), "0.9"),
         (lambda m: m.update(version="9999.0"), "9999.0"),
         (lambda m: m.update(required_features=["entropy"]), "entropy"),
-        (lambda m: m["tiers"][0]["planes"][0].update(codec={"name": "bands"}), "bands"),
+        (lambda m: m["tiers"][0]["planes"][0].update(codec={"name": "lattice"}), "lattice"),
     ],
 )
 def test_what_a_newer_reader_is_needed_for_is_named(

@@ -118,6 +118,7 @@ def compress_options(
             "transform": spec.bands.transform,
             "predictor_bits": spec.bands.predictor_bits,
             "tiers": spec.bands.tiers,
+            "coding": spec.coding,
             "calibration": None if calibration is None else calibration.digest,
         }
     return options

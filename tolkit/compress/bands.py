@@ -11,7 +11,8 @@ exactly with the variances of the last walk (see `allocate`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tolkit.compress.allocate import LayerNeed, widths_at
-from tolkit.compress.gram import GramAccumulator
+from tolkit.compress.gram import CrossAccumulator, GramAccumulator
 from tolkit.compress.lloyd import gaussian_codebook, lloyd_max
 from tolkit.compress.tiers import TierRange
 from tolkit.compress.transform import (
@@ -39,11 +40,13 @@ from tolkit_formats.limits import BLOCK_ROWS
 __all__ = ["BandsWish", "LayerFit", "PlaneRows", "Rows", "Walk", "unit_rows"]
 
 _SAMPLED_ROWS = 4096
+_SAMPLED_VALUES = 1 << 21
 _PREDICTOR_BITS = 3
 _PREDICTOR_SHARE = 0.3
 _HALF = BLOCK_ROWS // 2
 
 PlaneRows = Callable[[int, int], Tensor]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ class Rows:
         weights_V: float64 [rows], of the rows themselves, mean 1 over the source.
         unit: reader of unit embeddings, None where nothing is predicted.
         scratch: gives a place for `rows` x D values, by name.
+        memo: sums over all rows that no layer changes.
         keep: gives a place for float32 values of a shape that stays until the bundle is written.
+        scale: power of two that values are multiplied by on their way into scratch.
     """
 
     ranges: tuple[TierRange, ...]
@@ -91,6 +96,8 @@ class Rows:
     unit: PlaneRows | None
     scratch: Callable[[str], npt.NDArray[np.generic]]
     keep: Callable[[str, tuple[int, ...]], npt.NDArray[np.float32]]
+    memo: dict[str, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
 
     @property
     def count(self) -> int:
@@ -143,6 +150,16 @@ class LayerFit:
         """Values for coefficients of variance 1, as f16 holds them."""
         book = self.books.get(bits)
         return gaussian_codebook(bits).astype(np.float16).astype(float) if book is None else book
+
+
+class Centred(Protocol):
+    """What is taken off a target before the basis."""
+
+    @property
+    def mean_D(self) -> Tensor: ...
+
+    @property
+    def predictor(self) -> Quantised | None: ...
 
 
 class Walk:
@@ -205,39 +222,61 @@ class Walk:
         return torch.from_numpy(place)
 
     def _moments(self, read: PlaneRows, targets: npt.NDArray[np.generic], width: int) -> Moments:
-        """Weighted moments of [1, target, unit]; the targets are spilled on the way."""
+        """Weighted moments of targets and unit embeddings; the targets are spilled on the way."""
         unit = self.rows.unit if self.predictor_bits else None
-        joint = 1 + width * (2 if unit is not None else 1)
-        gram = GramAccumulator(joint, pool=self.pool.executor)
-        waiting: list[Tensor] = []
-        start = held = 0
+        gram = GramAccumulator(1 + width, pool=self.pool.executor)
+        cross = CrossAccumulator(width, width, pool=self.pool.executor) if unit else None
 
-        def load(block: tuple[int, int, int]) -> Tensor:
+        def load(block: tuple[int, int, int]) -> tuple[Tensor, Tensor | None]:
             _, first, stop = block
             target_ND = read(first, stop)
             if self._carry is not None:
-                target_ND = target_ND + _tensor(self._carry[first:stop])
+                target_ND = target_ND + self._spilled(self._carry, first, stop)
             if not bool(torch.isfinite(target_ND).all()):
                 raise NonFiniteError(f"rows {first} to {stop}: NaN or infinity")
-            targets[first:stop] = target_ND.numpy().astype(targets.dtype)
-            parts = [torch.ones(stop - first, 1), _tensor(targets[first:stop])]
-            if unit is not None:
-                parts.append(unit(first, stop))
-            return torch.cat(parts, dim=1)
+            self._spill(targets, first, target_ND)
+            return self._spilled(targets, first, stop), unit and unit(first, stop)
 
+        for start, pieces in self._loaded(load):
+            target_ND = torch.cat([target for target, _ in pieces])
+            shares_N = self.rows.shares_V[start : start + len(target_ND)]
+            gram.add(_with_ones(target_ND), shares_N)
+            if cross is not None:
+                unit_ND = torch.cat([rows for _, rows in pieces if rows is not None])
+                cross.add(unit_ND, target_ND, shares_N)
+        if cross is None:
+            return Moments.of_sums(gram.gram_DD())
+        return Moments.of_sums(gram.gram_DD(), self._unit_gram(width), cross.sum_CD())
+
+    def _unit_gram(self, width: int) -> Tensor:
+        """Of [1, unit]: the same for all layers and walks, so made once."""
+        unit = self.rows.unit
+        assert unit is not None
+        if "unit" not in self.rows.memo:
+            gram = GramAccumulator(1 + width, pool=self.pool.executor)
+            for start, pieces in self._loaded(lambda block: unit(block[1], block[2])):
+                joint = _with_ones(torch.cat(pieces))
+                gram.add(joint, self.rows.shares_V[start : start + len(joint)])
+            self.rows.memo["unit"] = gram.gram_DD()
+        return self.rows.memo["unit"]
+
+    def _loaded(self, load: Callable[[tuple[int, int, int]], _T]) -> Iterator[tuple[int, list[_T]]]:
+        """`load` of every block, several at once, in runs of at least BLOCK_ROWS rows.
+
+        Yields:
+            the first row of a run, and what its blocks gave.
+        """
         blocks = list(self.rows.blocks())
+        waiting: list[_T] = []
+        start = 0
         for i in range(0, len(blocks), self.pool.threads):
-            for block, joint_NJ in zip(
-                blocks[i : i + self.pool.threads],
-                self.pool.map(load, blocks[i : i + self.pool.threads]),
-                strict=True,
-            ):
-                waiting.append(joint_NJ)
-                held += len(joint_NJ)
-                if held >= BLOCK_ROWS or block is blocks[-1]:
-                    gram.add(torch.cat(waiting), self.rows.shares_V[start : start + held])
-                    start, held, waiting = start + held, 0, []
-        return Moments.of_gram(gram.gram_DD(), width)
+            group = blocks[i : i + self.pool.threads]
+            for block, piece in zip(group, self.pool.map(load, group), strict=True):
+                waiting.append(piece)
+                stop = block[2]
+                if stop - start >= BLOCK_ROWS or block is blocks[-1]:
+                    yield start, waiting
+                    start, waiting = stop, []
 
     def _transform(self, moments: Moments, metric: Metric, width: int) -> Transform:
         transform = fit_transform(moments, metric, self.predictor_bits)
@@ -269,7 +308,8 @@ class Walk:
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         """Variance of each coefficient in each tier, and coefficients of sampled rows."""
         analysis_DR = transform.analysis_DR.float()
-        step = max(1, self.rows.count // _SAMPLED_ROWS)
+        wanted = min(_SAMPLED_ROWS, max(256, _SAMPLED_VALUES // analysis_DR.shape[1]))
+        step = max(1, self.rows.count // wanted)
 
         def measure(block: tuple[int, int, int]) -> tuple[int, Tensor, Tensor]:
             tier, first, stop = block
@@ -289,16 +329,23 @@ class Walk:
     def _residual(
         self,
         targets: npt.NDArray[np.generic],
-        fit: Transform | LayerFit,
+        fit: Centred,
         first: int,
         stop: int,
     ) -> Tensor:
         """Targets without mean and prediction: float32 [N, D]."""
-        residual_ND = _tensor(targets[first:stop]) - fit.mean_D.float()
+        residual_ND = self._spilled(targets, first, stop) - fit.mean_D.float()
         if fit.predictor is not None:
             assert self.rows.unit is not None
             residual_ND -= self.rows.unit(first, stop) @ fit.predictor.values_RD.float().T
         return residual_ND
+
+    def _spill(self, place: npt.NDArray[np.generic], first: int, rows_ND: Tensor) -> None:
+        place[first : first + len(rows_ND)] = (rows_ND * self.rows.scale).numpy()
+
+    def _spilled(self, place: npt.NDArray[np.generic], first: int, stop: int) -> Tensor:
+        rows_ND = torch.from_numpy(np.asarray(place[first:stop], np.float32))
+        return rows_ND if self.rows.scale == 1 else rows_ND / self.rows.scale
 
     def _basis_widths(
         self, worth_TR: npt.NDArray[np.float64]
@@ -337,7 +384,7 @@ class Walk:
                 codes = torch.bucketize(units.contiguous(), (book[1:] + book[:-1]) / 2)
                 values_NR[:, columns] = book[codes] * scales_C
             residual_ND -= values_NR @ synthesis_RD
-            carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
+            self._spill(carry, first, residual_ND)
 
         self.pool.map(step, self.rows.blocks())
         self._carry = carry
@@ -366,5 +413,5 @@ def unit_rows(embedded_ND: Tensor) -> Tensor:
     return embedded_ND / torch.where(mean_N1 > 0, mean_N1, 1.0).sqrt()
 
 
-def _tensor(values: npt.NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.asarray(values, np.float32))
+def _with_ones(rows_ND: Tensor) -> Tensor:
+    return torch.cat([torch.ones(len(rows_ND), 1), rows_ND], dim=1)

@@ -9,7 +9,7 @@ carry belongs to a row, which is why this pass streams.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +20,20 @@ from torch import Tensor
 from tolkit.compress.bands import unit_rows
 from tolkit.compress.codecs import encoder_for
 from tolkit.compress.plan import EncodePlan, PlanePlan
+from tolkit.compress.running import RunningSum, squares, sums_from_json, sums_to_json
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
 from tolkit.sources import PlaneReader, TableSource
+from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.limits import BLOCK_ROWS
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Tier
-from tolkit_formats.writer import BundleWriter, ShardWriter
+from tolkit_formats.writer import BundleWriter, CodedShardWriter, ShardWriter
 
 __all__ = [
     "HELD_BYTES",
     "WORK_ROWS",
-    "PlaneError",
     "Shared",
     "block_target",
     "encode_block",
@@ -53,41 +55,11 @@ Shared = Mapping[int, Mapping[str, Tensor]]
 
 
 @dataclass
-class PlaneError:
-    """Sums of squares over all values of one plane.
-
-    Attributes:
-        own: of the table the plane stands for.
-        lost: of what a reader decodes minus that table.
-        carry: of the running sum's error after this plane.
-    """
-
-    own: float = 0.0
-    lost: float = 0.0
-    carry: float = 0.0
-
-    def add(self, other: PlaneError) -> None:
-        """Count another block in."""
-        self.own += other.own
-        self.lost += other.lost
-        self.carry += other.carry
-
-    @property
-    def relative_error(self) -> float:
-        """||decoded - table|| / ||table|| of this plane alone."""
-        return (self.lost / self.own) ** 0.5 if self.own else 0.0
-
-    @property
-    def running_sum_error(self) -> float:
-        """||decoded sum - table sum|| up to this plane, relative to this plane's ||table||."""
-        return (self.carry / self.own) ** 0.5 if self.own else 0.0
-
-
-@dataclass
 class _Block:
     first: int
     stop: int
     records_NS: npt.NDArray[np.uint8]
+    running: RunningSum
     carry_ND: Tensor | None = None
     unit_ND: Tensor | None = None
 
@@ -99,25 +71,35 @@ def encode_rows(
     writer: BundleWriter,
     pool: BlockPool,
     progress: Progress,
-) -> dict[int, PlaneError]:
+    coders: Sequence[RowCoder] = (),
+) -> list[ErrorSums]:
     """Encode and write all rows; shards an earlier run finished are kept.
 
     Memory: WORK_ROWS records a thread (more while they are small, see _blocks_at_once), one
     layer's reader, the temporaries of a block a thread.
 
+    Args:
+        coders: of each tier, where records are coded.
+
     Returns:
-        errors by layer, over the rows encoded in this run.
+        what each of the L layers lost, over all rows; summed block by block and shard by shard
+        in order, so the same to the last bit at any number of threads and after a resumed run.
     """
-    errors = {p.layer: PlaneError() for p in plan.planes}
+    errors = [ErrorSums() for _ in plan.statuses]
     num_rows = sum(tier.num_rows for tier in plan.tiers)
     with progress.task("encode", num_rows * len(plan.planes), "rows") as task:
         for tier in plan.tiers:
             for shard in range(tier.num_shards):
                 if writer.shard_done(tier, shard):
+                    found = sums_from_json(writer.shard_note(tier, shard))
                     task.advance(tier.shard_rows(shard) * len(plan.planes))
-                    continue
-                with writer.open_shard(tier, shard) as out:
-                    _encode_shard(source, plan, tier, shard, shared, out, pool, errors, task)
+                else:
+                    coder = coders[tier.index] if tier.coded else None
+                    with writer.open_shard(tier, shard, coder) as out:
+                        found = _encode_shard(source, plan, tier, shard, shared, out, pool, task)
+                        out.remember(sums_to_json(found))
+                for total, part in zip(errors, found, strict=True):
+                    total.add(part)
     return errors
 
 
@@ -127,34 +109,46 @@ def _encode_shard(
     tier: Tier,
     shard: int,
     shared: Shared,
-    out: ShardWriter,
+    out: ShardWriter | CodedShardWriter,
     pool: BlockPool,
-    errors: dict[int, PlaneError],
     task: Task,
-) -> None:
+) -> list[ErrorSums]:
+    errors = [ErrorSums() for _ in plan.statuses]
+    planes = {p.layer: p for p in plan.planes}
     start = tier.first_slot + shard * tier.rows_per_shard
     stop = start + tier.shard_rows(shard)
     predicts = any(not p.copy and p.layer in plan.predictors for p in plan.planes)
-    for group in row_blocks(start, stop, _blocks_at_once(tier, source, pool.threads)):
+    for group in row_blocks(start, stop, _blocks_at_once(tier, source, plan, pool.threads)):
         blocks = [
-            _Block(first, end, np.zeros((end - first, tier.stride), np.uint8))
+            _Block(first, end, np.zeros((end - first, tier.stride), np.uint8), RunningSum())
             for first, end in group
         ]
         if predicts:
             for block in blocks:
                 block.unit_ND = unit_rows(source.embedded(block.first, block.stop))
-        for plane in plan.planes:
-            task.note(f"layer {plane.layer}")
-            _encode_plane(source, plan, tier, plane, blocks, shared, pool, errors)
-            task.advance(group[-1][1] - group[0][0])
+        for layer in range(source.num_layers):
+            plane = planes.get(layer)
+            tables = _tables(source, plan, layer, plane, blocks, pool)
+            if plane is None:
+                lost = [_left_out(own_ND) for own_ND in tables]
+            else:
+                task.note(f"layer {layer}")
+                lost = _write_plane(source, plan, tier, plane, blocks, tables, shared, pool)
+                task.advance(group[-1][1] - group[0][0])
+            sums = pool.map(lambda block: block.running.squares(block.carry_ND), blocks)
+            for own, running in zip(lost, sums, strict=True):
+                errors[layer].add(ErrorSums(*own, *running))
         for block in blocks:
             out.write(block.records_NS)
+    return errors
 
 
-def _blocks_at_once(tier: Tier, source: TableSource, threads: int) -> int:
+def _blocks_at_once(tier: Tier, source: TableSource, plan: EncodePlan, threads: int) -> int:
     """Blocks that take turns at each layer: a multiple of `threads`, so that reading a layer (its
-    weights widened to float32) serves as many rows as HELD_BYTES of records and carries allow."""
-    block_bytes = WORK_ROWS * (tier.stride + 4 * source.hidden_size)
+    weights widened to float32) serves as many rows as HELD_BYTES of records, carries and sums
+    allow."""
+    waiting = len(plan.folded)
+    block_bytes = WORK_ROWS * (tier.stride + 4 * source.hidden_size * (2 + waiting))
     return threads * max(1, HELD_BYTES // (threads * block_bytes))
 
 
@@ -165,30 +159,71 @@ def row_blocks(start: int, stop: int, threads: int) -> Iterator[list[tuple[int, 
         yield [(first, min(first + WORK_ROWS, stop)) for first in firsts[i : i + threads]]
 
 
-def _encode_plane(
+def _tables(
+    source: TableSource,
+    plan: EncodePlan,
+    layer: int,
+    plane: PlanePlan | None,
+    blocks: list[_Block],
+    pool: BlockPool,
+) -> list[Tensor | None]:
+    """For each block the table its plane of `layer` stands for, or the one that is dropped there;
+    None where there is none. Passes the layer in the blocks' running sums."""
+    own = (layer,) if source.statuses[layer].status == "kept" else ()
+    members = own if plane is None else plane.members
+    tables: list[dict[int, Tensor]] = [{} for _ in blocks]
+    for member in members:
+        if member in blocks[0].running.held:
+            rows = [block.running.held.pop(member) for block in blocks]
+        else:
+            rows = _read(source, member, [(b.first, b.stop) for b in blocks], pool)
+            if member in plan.folded:
+                for block, rows_ND in zip(blocks, rows, strict=True):
+                    block.running.held[member] = rows_ND
+        for found, rows_ND in zip(tables, rows, strict=True):
+            found[member] = rows_ND
+    whole = plan.is_whole(layer, source.statuses)
+
+    def step(item: tuple[_Block, dict[int, Tensor]]) -> Tensor | None:
+        block, found = item
+        block.running.advance(layer, found, kept=plane is not None, whole=whole)
+        if not found or (plane is None and plan.statuses[layer].into is not None):
+            return None
+        parts = list(found.values())
+        return parts[0] if len(parts) == 1 else sum(parts[2:], parts[0] + parts[1])
+
+    return pool.map(step, zip(blocks, tables, strict=True))
+
+
+def _left_out(own_ND: Tensor | None) -> tuple[float, float]:
+    """A dropped table has lost all; a folded one has no plane to lose from."""
+    gone = 0.0 if own_ND is None else squares(own_ND)
+    return gone, gone
+
+
+def _write_plane(
     source: TableSource,
     plan: EncodePlan,
     tier: Tier,
     plane: PlanePlan,
     blocks: list[_Block],
+    tables: list[Tensor | None],
     shared: Shared,
     pool: BlockPool,
-    errors: dict[int, PlaneError],
-) -> None:
+) -> list[tuple[float, float]]:
+    """Sums of squares of each block's table and of what was lost of it."""
     (place,) = [p for p in tier.planes if p.layer == plane.layer]
     where = slice(place.offset, place.offset + place.length)
-    if plane.copy:
-        for block in blocks:
-            stored = source.stored_plane(plane.layer, block.first, block.stop)
-            block.records_NS[:, where] = stored
-        return
-    targets = block_target(source, plane, [(b.first, b.stop) for b in blocks], pool)
 
-    arrays = shared[plane.layer]
+    arrays: Mapping[str, Tensor] = {} if plane.copy else shared[plane.layer]
 
-    def encode(item: tuple[_Block, Tensor]) -> PlaneError:
+    def encode(item: tuple[_Block, Tensor | None]) -> tuple[float, float]:
         block, own_ND = item
-        plane_NB, carried_ND, error = encode_block(
+        assert own_ND is not None
+        own = squares(own_ND)
+        if plane.copy:
+            return own, 0.0
+        plane_NB, block.carry_ND, lost = encode_block(
             source,
             plane,
             own_ND,
@@ -200,11 +235,20 @@ def _encode_plane(
             unit_ND=block.unit_ND,
         )
         block.records_NS[:, where] = plane_NB.numpy()
-        block.carry_ND = carried_ND
-        return error
+        return own, lost
 
-    for error in pool.map(encode, zip(blocks, targets, strict=True)):
-        errors[plane.layer].add(error)
+    if plane.copy:
+        for block in blocks:
+            stored = source.stored_plane(plane.layer, block.first, block.stop)
+            block.records_NS[:, where] = stored
+    return pool.map(encode, zip(blocks, tables, strict=True))
+
+
+def _read(
+    source: TableSource, layer: int, spans: list[tuple[int, int]], pool: BlockPool
+) -> list[Tensor]:
+    reader: PlaneReader = source.plane(layer)
+    return pool.map(lambda span: reader(*span), spans)
 
 
 def block_target(
@@ -213,8 +257,7 @@ def block_target(
     """For each span of slots the table `plane` stands for: the sum of its members, [N, D]."""
     sums: list[Tensor] = []
     for member in plane.members:
-        reader: PlaneReader = source.plane(member)
-        rows = pool.map(lambda span, read=reader: read(*span), spans)  # type: ignore[misc]
+        rows = _read(source, member, spans, pool)
         sums = rows if not sums else [a.add_(b) for a, b in zip(sums, rows, strict=True)]
     return sums
 
@@ -230,7 +273,7 @@ def encode_block(
     first_slot: int,
     tier: int = 0,
     unit_ND: Tensor | None = None,
-) -> tuple[Tensor, Tensor, PlaneError]:
+) -> tuple[Tensor, Tensor, float]:
     """Encode one block of a plane: table plus carry under feedback, the table alone without.
 
     Args:
@@ -240,7 +283,8 @@ def encode_block(
         unit_ND: unit embeddings of the rows, for planes with a predictor.
 
     Returns:
-        the plane's bytes U8 [N, B], the carry after it float32 [N, D], and the sums of squares.
+        the plane's bytes U8 [N, B], the carry after it float32 [N, D], and the sum of squares
+        of what was lost of the table.
 
     Raises:
         NonFiniteError: names layer and token.
@@ -262,11 +306,6 @@ def encode_block(
             f"{source.path}: layer {plane.layer}{token}: {error.message}",
             hint="check the weights, or store wider: --dtype f32 or bf16",
         ) from error
-    lost = _squares(decoded_ND - own_ND)
+    lost = squares(decoded_ND - own_ND)
     carried_ND = torch.sub(summed_ND, decoded_ND, out=decoded_ND)
-    return plane_NB, carried_ND, PlaneError(_squares(own_ND), lost, _squares(carried_ND))
-
-
-def _squares(values_ND: Tensor) -> float:
-    flat = values_ND.reshape(-1)
-    return float(torch.dot(flat, flat))
+    return plane_NB, carried_ND, lost

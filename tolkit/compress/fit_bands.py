@@ -5,10 +5,10 @@ V vocabulary, D hidden, T tiers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,25 +27,69 @@ from tolkit.compress.budget import (
     smallest_bytes,
 )
 from tolkit.compress.plan import EncodePlan, PlanePlan
-from tolkit.compress.tiers import tier_ranges
+from tolkit.compress.tiers import TierRange, halved_ranges, tier_ranges
 from tolkit.compress.transform import Metric
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
 from tolkit.sources import TableSource
+from tolkit_formats.codecs import Codec
 from tolkit_formats.files import scratch_array
+from tolkit_formats.predictor import Predictor
+from tolkit_formats.records import STRIDE_MULTIPLE, Tier
 
-__all__ = ["fit_bands", "filled_plan", "floor_bytes", "sampled_rows"]
+__all__ = [
+    "Job",
+    "all_rows",
+    "filled_plan",
+    "fit_bands",
+    "floor_bytes",
+    "make_job",
+    "sample_rows",
+    "sampled_rows",
+    "spill_scale",
+    "walk_layers",
+]
+
+Fit = TypeVar("Fit")
+
+
+class _Decided(Protocol):
+    @property
+    def codecs(self) -> Sequence[Codec]: ...
+
+    @property
+    def predictor(self) -> Predictor | None: ...
+
+
+class FilledAny(Protocol):
+    """What `Filled` and its kin have in common."""
+
+    @property
+    def layers(self) -> Mapping[int, _Decided]: ...
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]: ...
+
+    @property
+    def table_bytes(self) -> int: ...
+
 
 _SAMPLED_ROWS = 16_384
 _RUN_ROWS = 64
+_FINEST = 0.005  # of a budget, what 16 bytes more for each row of the smallest tier may take
+_SPILL_HEADROOM = 4
+"""Exponents bring deviations to at most 512; spilled in f16 they are at most 32, and rows of up to
+2,000 deviations fit."""
 _LAST_LAYER = 3.0
 """How much more a squared error after the last layer counts where no metric is known: nothing
 pays it back, and the head reads it."""
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
+    """What all walks over one source share."""
+
     source: TableSource
     plan: EncodePlan
     wish: BandsWish
@@ -80,31 +124,9 @@ def fit_bands(
     Raises:
         UsageError: the budget is below the floor.     NonFiniteError: names the layer.
     """
-    assert plan.bands is not None
-    values = source.vocab_size * source.num_layers * source.hidden_size
-    wish = plan.bands.decided(source.vocab_size, source.hidden_size, 8 * plan.table_bytes / values)
-    by_slot = _by_slot(counts_V)
-    weights = np.ones(source.vocab_size)
-    if by_slot is not None:
-        weights = np.sqrt(by_slot.astype(np.float64) + 1)
-    ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
-    shape = _shape(source, plan, ranges)
-    if plan.bands.predictor_bits is None:
-        if smallest_bytes(shape, wish.predictor_bits or 0) > plan.table_bytes:
-            wish = replace(wish, predictor_bits=0)
-    require_room(shape, wish.predictor_bits or 0, plan.table_bytes)
-    scratch = _Scratch(work)
-    job = _Job(
-        source,
-        plan,
-        wish,
-        _Metrics(source, plan, calibration, scratch),
-        scratch,
-        torch.from_numpy(weights / weights.mean()),
-        ranges,
-        pool,
-    )
-    rows, slots = _sample(job)
+    job = make_job(source, plan, counts_V, calibration, work, pool)
+    shape = _shape(source, plan, job.ranges)
+    rows, slots = sample_rows(job)
     size = len(plan.planes) * rows.count
     walks = 0
     with progress.task("search size", MOST_WALKS * size, "rows") as task:
@@ -118,8 +140,47 @@ def fit_bands(
         task.advance((MOST_WALKS - walks) * size)
     if len(slots) < source.vocab_size and not sample_only:
         with progress.task("fit bands", len(plan.planes) * source.vocab_size, "rows") as task:
-            fits = _walk(job, _all_rows(job), None, price, task)
+            scale = spill_scale(fit.exponent for fit in fits)
+            fits = _walk(job, all_rows(job, scale), None, price, task)
     return replace(fill_budget(fits, shape, plan.table_bytes), walks=walks)
+
+
+def make_job(
+    source: TableSource,
+    plan: EncodePlan,
+    counts_V: npt.NDArray[np.uint64] | None,
+    calibration: Calibration | None,
+    work: Path,
+    pool: BlockPool,
+) -> Job:
+    """Metrics, row weights and tiers; the arguments are those of `fit_bands`."""
+    assert plan.bands is not None
+    values = source.vocab_size * source.num_layers * source.hidden_size
+    wish = plan.bands.decided(source.vocab_size, source.hidden_size, 8 * plan.table_bytes / values)
+    by_slot = _by_slot(counts_V)
+    weights = np.ones(source.vocab_size)
+    if by_slot is not None:
+        weights = np.sqrt(by_slot.astype(np.float64) + 1)
+    ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
+    if not plan.entropy:  # records of any length fill a budget anyway
+        ranges = _ranges(by_slot, source.vocab_size, wish.tiers, plan.table_bytes)
+    if not plan.entropy:  # how small coded records get is known after a walk only
+        shape = _shape(source, plan, ranges)
+        if plan.bands.predictor_bits is None:
+            if smallest_bytes(shape, wish.predictor_bits or 0) > plan.table_bytes:
+                wish = replace(wish, predictor_bits=0)
+        require_room(shape, wish.predictor_bits or 0, plan.table_bytes)
+    scratch = _Scratch(work)
+    return Job(
+        source,
+        plan,
+        wish,
+        _Metrics(source, plan, calibration, scratch),
+        scratch,
+        torch.from_numpy(weights / weights.mean()),
+        ranges,
+        pool,
+    )
 
 
 def floor_bytes(
@@ -128,7 +189,7 @@ def floor_bytes(
     """The smallest budget that `fit_bands` can fill."""
     wish = plan.bands
     assert wish is not None
-    shape = _shape(source, plan, tier_ranges(_by_slot(counts_V), source.vocab_size, wish.tiers))
+    shape = _shape(source, plan, _ranges(_by_slot(counts_V), source.vocab_size, wish.tiers, 0))
     floor = smallest_bytes(shape, wish.predictor_bits or 0)
     values = source.vocab_size * source.num_layers * source.hidden_size
     decided = wish.decided(source.vocab_size, source.hidden_size, 8 * floor / values)
@@ -140,8 +201,23 @@ def sampled_rows(vocab_size: int) -> int:
     return min(vocab_size, _SAMPLED_ROWS)
 
 
+def _ranges(
+    by_slot: npt.NDArray[np.uint64] | None, vocab_size: int, tiers: int, budget_bytes: int
+) -> tuple[TierRange, ...]:
+    """Tiers by counts; where those make none, tiers small enough to fill the budget with."""
+    ranges = tier_ranges(by_slot, vocab_size, tiers)
+    if len(ranges) > 1:
+        return ranges
+    return halved_ranges(vocab_size, _FINEST * budget_bytes / STRIDE_MULTIPLE, tiers)
+
+
 def _by_slot(counts_V: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64] | None:
     return None if counts_V is None else np.sort(counts_V)[::-1]
+
+
+def spill_scale(exponents: Iterable[int]) -> float:
+    """What to multiply values by, given the exponents of a sample's fits, so that f16 holds them."""
+    return 2.0 ** -(max(exponents) + _SPILL_HEADROOM)
 
 
 def _shape(source: TableSource, plan: EncodePlan, ranges: Sequence[tuple[int, int]]) -> Shape:
@@ -153,7 +229,7 @@ def _shape(source: TableSource, plan: EncodePlan, ranges: Sequence[tuple[int, in
     )
 
 
-def filled_plan(plan: EncodePlan, filled: Filled) -> EncodePlan:
+def filled_plan(plan: EncodePlan, filled: FilledAny) -> EncodePlan:
     """The plan with everything that the fit decided."""
     planes = tuple(
         PlanePlan(p.layer, tuple(filled.layers[p.layer].codecs), p.members) for p in plan.planes
@@ -229,7 +305,7 @@ class _Scratch:
         return known
 
 
-def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
+def sample_rows(job: Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     """Runs of neighbouring rows, evenly spaced in each tier; everything where V is small."""
     total = job.source.vocab_size
     picked, ranges = [], []
@@ -264,7 +340,8 @@ def _sample(job: _Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     return rows, chosen
 
 
-def _all_rows(job: _Job) -> Rows:
+def all_rows(job: Job, scale: float) -> Rows:
+    """Every row, spilled to files as f16 of `scale` times the values."""
     shape = (job.source.vocab_size, job.source.hidden_size)
     return Rows(
         job.ranges,
@@ -274,10 +351,11 @@ def _all_rows(job: _Job) -> Rows:
         _unit(job, None),
         lambda name: job.scratch.array(name, np.float16, shape),
         lambda name, shape: job.scratch.array(name, np.float32, shape),
+        scale=scale,
     )
 
 
-def _unit(job: _Job, slots: npt.NDArray[np.int64] | None) -> PlaneRows | None:
+def _unit(job: Job, slots: npt.NDArray[np.int64] | None) -> PlaneRows | None:
     if not job.wish.predictor_bits:
         return None
     return _picked(lambda first, stop: unit_rows(job.source.embedded(first, stop)), slots)
@@ -298,7 +376,7 @@ def _picked(read: PlaneRows, slots: npt.NDArray[np.int64] | None) -> PlaneRows:
 
 
 def _walk(
-    job: _Job,
+    job: Job,
     rows: Rows,
     slots: npt.NDArray[np.int64] | None,
     price: float,
@@ -306,12 +384,24 @@ def _walk(
     note: str = "",
 ) -> list[LayerFit]:
     walk = Walk(rows, job.wish, job.pool, price=price, feedback=job.plan.feedback)
+    return walk_layers(job, walk.layer, rows, slots, task, note)
+
+
+def walk_layers(
+    job: Job,
+    layer: Callable[[PlaneRows, int, Metric, Task | None], Fit],
+    rows: Rows,
+    slots: npt.NDArray[np.int64] | None,
+    task: Task,
+    note: str = "",
+) -> list[Fit]:
+    """`layer` of every plane in turn; `slots` are those of `rows`, None for all."""
     fits = []
     for plane in job.plan.planes:
         task.note(f"{note}layer {plane.layer}")
         read = _picked(_summed([job.source.plane(m) for m in plane.members]), slots)
         try:
-            fit = walk.layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
+            fit = layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
         except NonFiniteError as error:
             raise NonFiniteError(
                 f"{job.source.path}: layer {plane.layer}: {error.message}",

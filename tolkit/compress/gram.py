@@ -24,7 +24,7 @@ from torch import Tensor
 from tolkit.errors import NonFiniteError, UsageError
 from tolkit.parallel import one_intra_op_thread
 
-__all__ = ["BLOCK_ROWS", "Basis", "GramAccumulator", "top_basis"]
+__all__ = ["BLOCK_ROWS", "Basis", "CrossAccumulator", "GramAccumulator", "top_basis"]
 
 BLOCK_ROWS = 1024
 _TILE_ROWS = 96
@@ -84,6 +84,42 @@ class GramAccumulator:
         with one_intra_op_thread():
             for tile in self._tiles:
                 add_tile(tile)
+
+
+class CrossAccumulator:
+    """Sums left^T @ diag(weights) @ right over batches of rows, as `GramAccumulator` does.
+
+    Holds one float64 [C, D] for rows of C and D values.
+    """
+
+    def __init__(self, left_width: int, right_width: int, *, pool: Executor | None = None) -> None:
+        self._pool = pool
+        self._sum_CD = torch.zeros((left_width, right_width), dtype=torch.float64)
+
+    def add(self, left_NC: Tensor, right_ND: Tensor, weights_N: Tensor) -> None:
+        """Add float32 rows, each pair counted `weights_N` (>= 0) times."""
+        for start in range(0, len(left_NC), BLOCK_ROWS):
+            rows = slice(start, start + BLOCK_ROWS)
+            left_nC = left_NC[rows] * weights_N[rows].float()[:, None]
+            self._add_block(left_nC, right_ND[rows])
+
+    def sum_CD(self) -> Tensor:
+        """The sum so far: float64 [C, D]."""
+        return self._sum_CD
+
+    def _add_block(self, left_nC: Tensor, right_nD: Tensor) -> None:
+        def add_strip(top: int) -> None:
+            strip = slice(top, top + _TILE_ROWS)
+            self._sum_CD[strip] += left_nC[:, strip].T @ right_nD
+
+        strips = range(0, len(self._sum_CD), _TILE_ROWS)
+        if self._pool is not None:
+            for _ in self._pool.map(add_strip, strips):
+                pass
+            return
+        with one_intra_op_thread():
+            for top in strips:
+                add_strip(top)
 
 
 @dataclass(frozen=True)

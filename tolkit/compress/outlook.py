@@ -22,7 +22,6 @@ from tolkit.compress.budget import Filled
 from tolkit.compress.encode import (
     HELD_BYTES,
     WORK_ROWS,
-    PlaneError,
     Shared,
     block_target,
     encode_block,
@@ -30,9 +29,11 @@ from tolkit.compress.encode import (
 from tolkit.compress.fit_bands import filled_plan, fit_bands, floor_bytes, sampled_rows
 from tolkit.compress.plan import EncodePlan, plan_compress
 from tolkit.compress.resolve import BandsLayer, WorkingArrays
+from tolkit.compress.running import squares
 from tolkit.parallel import BlockPool, block_pool
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.sources import TableSource
+from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.records import Tier
 from tolkit_formats.tensorfile import ITEM_BYTES
 
@@ -159,9 +160,9 @@ def outlook(
 
 def _encode_sample(
     source: TableSource, plan: EncodePlan, shared: Shared, pool: BlockPool
-) -> tuple[dict[int, PlaneError], int]:
+) -> tuple[dict[int, ErrorSums], int]:
     """Errors of all rows, estimated from evenly spaced blocks of each tier, and rows encoded."""
-    errors = {plane.layer: PlaneError() for plane in plan.planes}
+    errors = {plane.layer: ErrorSums() for plane in plan.planes}
     encoded = 0
     for tier in plan.tiers:
         spans = _spans(tier, source.vocab_size)
@@ -169,13 +170,16 @@ def _encode_sample(
         encoded += rows
         carries: list[Tensor | None] = [None] * len(spans)
         units: list[Tensor | None] = [None] * len(spans)
+        sums: list[Tensor | None] = [None] * len(spans)
         if plan.predictors:
             units = [unit_rows(source.embedded(*span)) for span in spans]
         for plane in plan.planes:
             arrays = shared[plane.layer]
             targets = block_target(source, plane, spans, pool)
             for i, own_ND in enumerate(targets):
-                _, carries[i], error = encode_block(
+                before_ND = sums[i]
+                sums[i] = total_ND = own_ND if before_ND is None else before_ND + own_ND
+                _, carry_ND, lost = encode_block(
                     source,
                     plane,
                     own_ND,
@@ -187,9 +191,9 @@ def _encode_sample(
                     unit_ND=units[i],
                 )
                 share = tier.num_rows / rows
-                errors[plane.layer].add(
-                    PlaneError(share * error.own, share * error.lost, share * error.carry)
-                )
+                carries[i] = carry_ND
+                parts = (squares(own_ND), lost, squares(total_ND), squares(carry_ND))
+                errors[plane.layer].add(ErrorSums(*(share * part for part in parts)))
     return errors, encoded
 
 
@@ -203,7 +207,7 @@ def _spans(tier: Tier, vocab_size: int) -> list[tuple[int, int]]:
 
 
 def _layers(
-    plan: EncodePlan, filled: Filled, errors: Mapping[int, PlaneError]
+    plan: EncodePlan, filled: Filled, errors: Mapping[int, ErrorSums]
 ) -> tuple[LayerOutlook, ...]:
     found = []
     for layer, status in enumerate(plan.statuses):
@@ -221,8 +225,8 @@ def _layers(
                 _rank(decided),
                 0 if decided.predictor is None else decided.predictor.bits,
                 sum(_shared_bytes(decided).values()),
-                error.relative_error if error.own else None,
-                error.running_sum_error if error.own else None,
+                error.relative,
+                error.running_sum,
             )
         )
     return tuple(found)

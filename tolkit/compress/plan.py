@@ -16,12 +16,13 @@ from tolkit.compress.spec import CompressSpec, DropSpec, named_codec, parse_rank
 from tolkit.compress.tiers import TierRange
 from tolkit.errors import UsageError
 from tolkit.sources import TableSource, lineage
-from tolkit_formats.codecs import Bands, Codec, Raw, Svd, codec_from_json
+from tolkit_formats.codecs import Bands, Codec, Raw, Steps, Svd, codec_from_json
+from tolkit_formats.entropy import Coding
 from tolkit_formats.manifest import LayerStatus
 from tolkit_formats.predictor import Predictor
 from tolkit_formats.reader import shared_name
 from tolkit_formats.records import Tier, lay_out
-from tolkit_formats.sizes import table_bytes
+from tolkit_formats.sizes import coded_shard_bytes, table_bytes
 from tolkit_formats.tensorfile import ITEM_BYTES
 
 __all__ = [
@@ -72,6 +73,10 @@ class EncodePlan:
         warnings: what the user should know before it runs.
         bands: how `bands` shall look, None for other codecs.
         predictors: by layer.
+        entropy: code `bands` as `steps`, through the entropy coder; `table_bytes` of the plan is
+            then an estimate.
+        coding: the coder of all records, None where they have a fixed length.
+        layer_bytes: estimated bytes of a token by layer, where records are coded.
     """
 
     planes: tuple[PlanePlan, ...]
@@ -83,6 +88,20 @@ class EncodePlan:
     warnings: tuple[str, ...] = ()
     bands: BandsWish | None = None
     predictors: Mapping[int, Predictor] = field(default_factory=dict)
+    entropy: bool = False
+    coding: Coding | None = None
+    layer_bytes: Mapping[int, float] = field(default_factory=dict)
+
+    @property
+    def folded(self) -> frozenset[int]:
+        """Source layers whose table goes into another one's plane."""
+        return frozenset(m for p in self.planes for m in p.members if m != p.layer)
+
+    def is_whole(self, layer: int, before: Sequence[LayerStatus]) -> bool:
+        """Whether the planes up to `layer` stand for just the tables up to it, of a source whose
+        layers are `before`."""
+        have = {i for i in range(layer + 1) if before[i].status == "kept"}
+        return have == {m for p in self.planes if p.layer <= layer for m in p.members}
 
     def to_json(self) -> list[dict[str, object]]:
         """The planes, for fingerprints."""
@@ -163,10 +182,10 @@ def plan_drop(source: TableSource, spec: DropSpec) -> EncodePlan:
     for layer, summed in members.items():
         codecs = source.plane_codecs(layer)
         encode = carrying or len(summed) > 1
-        if encode and isinstance(codecs[0], Bands):
+        if encode and isinstance(codecs[0], (Bands, Steps)):
             raise UsageError(
-                f"{source.path}: layer {layer} is stored as bands, fitted to the table it had, "
-                "and cannot take in another one",
+                f"{source.path}: layer {layer} is stored as {codecs[0].name}, fitted to the table "
+                "it had, and cannot take in another one",
                 hint="compress the checkpoint again with: tol compress CKPT --drop LAYERS "
                 "(or add --plain, which loses more)",
             )
@@ -213,12 +232,14 @@ def _plan(
     ranges: Sequence[TierRange] = (),
 ) -> EncodePlan:
     ranges = ranges or ((0, source.vocab_size),)
+    coding = source.coding if any(isinstance(p.codecs[0], Steps) for p in planes) else None
     tiers = tuple(
         lay_out(
             [(p.layer, p.codecs[index]) for p in planes],
             stop - first,
             index=index,
             first_slot=first,
+            coded=coding is not None,
         )
         for index, (first, stop) in enumerate(ranges)
     )
@@ -233,9 +254,21 @@ def _plan(
         for part in parts:
             for name, shape in part.shared_shapes().items():
                 shapes[shared_name(plane.layer, name)] = shape
-    size = table_bytes(tiers, shapes, mapped_vocab_size=_mapped(source))
+    # A plain drop from coded records: how long they get is known when they are written.
+    guess = {
+        name: n for tier in tiers for name, n in coded_shard_bytes(tier, tier.stride / 4).items()
+    }
+    size = table_bytes(tiers, shapes, mapped_vocab_size=_mapped(source), shard_bytes=guess)
     return EncodePlan(
-        planes, statuses, feedback, recorded, tiers, size, tuple(warnings), predictors=predictors
+        planes,
+        statuses,
+        feedback,
+        recorded,
+        tiers,
+        size,
+        tuple(warnings),
+        predictors=predictors,
+        coding=coding,
     )
 
 
@@ -262,6 +295,7 @@ def _plan_bands(
         budget,
         tuple(warnings),
         bands=spec.bands,
+        entropy=spec.coding == "entropy",
     )
 
 
@@ -286,6 +320,8 @@ def nominal_bits(codec: Codec) -> float:
         return nominal_bits(codec.inner) * codec.rank / codec.width
     if isinstance(codec, Raw):
         return 8 * codec.segments()[1] // codec.width
+    if isinstance(codec, Steps):
+        raise AssertionError("how many bits symbols take is the coder's business")
     if isinstance(codec, Bands):
         return float(codec.widths_R.sum()) / codec.width
     return 8 if codec.name == "int8" else 4

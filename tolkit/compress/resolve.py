@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from torch import Tensor
 from tolkit.compress.allocate import Allocation
 from tolkit.compress.bands import LayerFit
 from tolkit.compress.codecs.bands import ANALYSIS
+from tolkit.compress.transform import Quantised
 from tolkit_formats.bitpack import Run, pack
 from tolkit_formats.codecs import Bands
 from tolkit_formats.predictor import Predictor
@@ -27,8 +28,10 @@ __all__ = [
     "LayerCodecs",
     "WorkingArrays",
     "layer_codecs",
+    "packed_rows",
     "resolve",
     "runs_of",
+    "stored_predictor",
 ]
 
 _LARGEST_F16 = float(np.finfo(np.float16).max)
@@ -75,10 +78,14 @@ class BandsLayer:
         return wide
 
 
-class WorkingArrays(Mapping[int, Mapping[str, Tensor]]):
-    """Layer -> `BandsLayer.working`, made when asked for and not kept."""
+class _Working(Protocol):
+    def working(self) -> dict[str, Tensor]: ...
 
-    def __init__(self, layers: Mapping[int, BandsLayer]) -> None:
+
+class WorkingArrays(Mapping[int, Mapping[str, Tensor]]):
+    """Layer -> its `working` arrays, made when asked for and not kept."""
+
+    def __init__(self, layers: Mapping[int, _Working]) -> None:
         self._layers = layers
 
     def __getitem__(self, layer: int) -> Mapping[str, Tensor]:
@@ -162,7 +169,7 @@ def _layer(fit: LayerFit, widths_TR: npt.NDArray[np.int64], decided: LayerCodecs
         kept = torch.from_numpy(used)
         # The rows have norm 1, so their exponent is one f16 scales can take in.
         scales_R = fit.basis.scales_R[kept] * 2.0**fit.basis.exponent
-        stored["basis"] = ("U8", _packed_rows(fit.basis.codes_RD[kept], fit.basis_bits_R[used]))
+        stored["basis"] = ("U8", packed_rows(fit.basis.codes_RD[kept], fit.basis_bits_R[used]))
         stored["basis_scales"] = ("F16", scales_R.numpy().astype(np.float16))
     for tier, codec in enumerate(decided.codecs):
         if len(codec.stored_C):
@@ -170,16 +177,25 @@ def _layer(fit: LayerFit, widths_TR: npt.NDArray[np.int64], decided: LayerCodecs
             # A tier may vary far more than all rows together, whose exponent this is.
             scales_C = np.minimum(deviations, _LARGEST_F16).astype(np.float16)
             stored[codec.scales_name] = ("F16", scales_C)
-    if fit.predictor is not None:
-        weights = fit.predictor
-        bits_D = np.full(len(weights.codes_RD), fit.predictor_bits)
-        stored["predictor"] = ("U8", _packed_rows(weights.codes_RD, bits_D))
-        stored["predictor_scales"] = ("F16", weights.scales_R.numpy().astype(np.float16))
+    stored_predictor(fit.predictor, fit.predictor_bits, stored)
     analysis = None if fit.basis is None else _Analysis(fit.analysis_DR, used)
     return BandsLayer(decided.codecs, decided.predictor, stored, analysis)
 
 
-def _packed_rows(codes_RD: Tensor, bits_R: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+def stored_predictor(
+    weights: Quantised | None, bits: int, stored: dict[str, tuple[str, npt.NDArray[Any]]]
+) -> Predictor | None:
+    """The predictor of these weights; its arrays are added to `stored`."""
+    if weights is None:
+        return None
+    width = len(weights.codes_RD)
+    packed = packed_rows(weights.codes_RD, np.full(width, bits))
+    stored["predictor"] = ("U8", packed)
+    stored["predictor_scales"] = ("F16", weights.scales_R.numpy().astype(np.float16))
+    return Predictor(width, bits, weights.exponent)
+
+
+def packed_rows(codes_RD: Tensor, bits_R: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     """Codes -m..m of each row as fields 0..2m, every row from a byte of its own."""
     rows = []
     for start, count, bits in _runs_at(bits_R):

@@ -34,6 +34,7 @@ __all__ = [
 DEFAULT_GROUP_SIZE = 64
 MAX_BITS_PER_VALUE = 32.0
 CODEC_NAMES = ("int8", "int4", "nf4", "fp4")
+CODINGS = ("fixed", "entropy")
 BITS_TO_CODEC = {16: "f16", 8: "int8", 4: "nf4"}
 _RAW_NAMES = ("f32", "f16", "bf16")
 _RANGE = re.compile(r"(\d+)(?:-(\d*))?\Z")
@@ -57,6 +58,8 @@ class CompressSpec:
             which they imply.
         calibration: file of `tol calibrate`, for ``bands``.
         bands: its other parameters.
+        coding: of ``bands``: ``fixed`` (records of one length, packed widths) or ``entropy``
+            (codec ``steps``, format 1.1: records of variable length, smaller and slower).
     """
 
     rank: str | None = None
@@ -71,6 +74,7 @@ class CompressSpec:
     budget_bytes: int | None = None
     calibration: str | None = None
     bands: BandsWish | None = None
+    coding: str = "fixed"
 
     def __post_init__(self) -> None:
         if self.bits_per_value is not None or self.budget_bytes is not None:
@@ -84,6 +88,8 @@ class CompressSpec:
                 f"--codec: {self.codec} has a size of its own and fills no budget",
                 hint="leave --codec out, a budget is filled by codec bands",
             )
+        if self.coding != "fixed":
+            raise UsageError("--coding: is for codec bands", hint="add --bits-per-value")
         if self.calibration is not None:
             raise UsageError("--calibration: is used by codec bands", hint="add --bits-per-value")
         if self.codec is not None and self.codec not in CODEC_NAMES + _RAW_NAMES:
@@ -97,6 +103,8 @@ class CompressSpec:
             )
 
     def _check_bands(self) -> None:
+        if self.coding not in CODINGS:
+            raise UsageError(f"--coding: {self.coding!r}, expected {' or '.join(CODINGS)}")
         if (self.bits_per_value is None) == (self.budget_bytes is None):
             raise UsageError(
                 "--codec bands: needs exactly one of --bits-per-value and --budget",

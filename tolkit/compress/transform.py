@@ -88,21 +88,29 @@ class Moments:
     cov_uu: Tensor | None = None
 
     @staticmethod
-    def of_gram(gram: Tensor, width: int) -> Moments:
-        """From the weighted Gram matrix of [1, t] or [1, t, u] (`width` = D).
+    def of_sums(
+        gram_tt: Tensor, gram_uu: Tensor | None = None, cross_ut: Tensor | None = None
+    ) -> Moments:
+        """From the weighted Gram matrices of [1, t] and [1, u], and the products u^T t.
 
         Raises:
             NonFiniteError: a sum overflowed.
         """
-        if not bool(torch.isfinite(gram).all()):
-            raise NonFiniteError("weighted covariance: NaN or infinity")
-        total = float(gram[0, 0])
-        mean = gram[0, 1:] / total
-        cov = gram[1:, 1:] / total - mean[:, None] * mean
-        if len(mean) == width:
-            return Moments(mean, cov)
-        D = width
-        return Moments(mean[:D], cov[:D, :D], mean[D:], cov[D:, :D], cov[D:, D:])
+        mean_t, cov_tt = _mean_and_covariance(gram_tt)
+        if gram_uu is None or cross_ut is None:
+            return Moments(mean_t, cov_tt)
+        mean_u, cov_uu = _mean_and_covariance(gram_uu)
+        cov_ut = cross_ut / float(gram_tt[0, 0]) - mean_u[:, None] * mean_t
+        return Moments(mean_t, cov_tt, mean_u, cov_ut, cov_uu)
+
+
+def _mean_and_covariance(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the columns after the first one, which is constant."""
+    if not bool(torch.isfinite(gram).all()):
+        raise NonFiniteError("weighted covariance: NaN or infinity")
+    total = float(gram[0, 0])
+    mean = gram[0, 1:] / total
+    return mean, gram[1:, 1:] / total - mean[:, None] * mean
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The codecs of format 1.0: layout and numpy decoding. See `Codec` for what one offers."""
+"""The codecs of formats 1.0 and 1.1: layout and numpy decoding. See `Codec` for what one offers."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tolkit_formats.codecs.base import Codec, shown, shown_name
 from tolkit_formats.codecs.fourbit import FOUR_BIT_NAMES, FourBit
 from tolkit_formats.codecs.int8 import Int8
 from tolkit_formats.codecs.raw import Raw
+from tolkit_formats.codecs.steps import Steps
 from tolkit_formats.codecs.svd import Svd
 from tolkit_formats.errors import BundleError, UnsupportedVersionError
 
@@ -23,6 +24,7 @@ __all__ = [
     "FourBit",
     "Int8",
     "Raw",
+    "Steps",
     "Svd",
     "check_shared",
     "codec_from_json",
@@ -58,6 +60,8 @@ def codec_label(codec: Codec) -> str:
         return f"rank {codec.rank} x {codec_label(codec.inner)}"
     if isinstance(codec, Bands):
         return "bands" if codec.basis else "bands hadamard"
+    if isinstance(codec, Steps):
+        return "steps" if codec.basis else "steps hadamard"
     return codec.dtype if isinstance(codec, Raw) else codec.name
 
 
@@ -66,14 +70,14 @@ def prepared(codec: Codec, shared: Mapping[str, NDArray[Any]]) -> Mapping[str, N
 
     Worth doing once for many calls; `decode` also takes them as stored.
     """
-    if isinstance(codec, Bands):
+    if isinstance(codec, (Bands, Steps)):
         return codec.prepared(shared)
     return {name: array.astype("float32") for name, array in shared.items()}
 
 
 def check_shared(codec: Codec, shared: Mapping[str, NDArray[Any]]) -> None:
     """BundleError, naming the array, when a plane's shared arrays are none an encoder writes."""
-    if isinstance(codec, Bands):
+    if isinstance(codec, (Bands, Steps)):
         codec.check_shared(shared)
         return
     for name in codec.shared_shapes():
@@ -91,4 +95,5 @@ CODECS: Mapping[str, Callable[[Mapping[str, object], int], Codec]] = {
     **{name: FourBit.from_json for name in FOUR_BIT_NAMES},
     "svd": _svd_from_json,
     "bands": Bands.from_json,
+    "steps": Steps.from_json,
 }

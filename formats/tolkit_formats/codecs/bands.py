@@ -30,7 +30,15 @@ from tolkit_formats.codecs.base import (
 )
 from tolkit_formats.errors import BundleError
 
-__all__ = ["MAX_EXPONENT", "MAX_WIDTH", "Bands", "hadamard", "hadamard_size"]
+__all__ = [
+    "MAX_EXPONENT",
+    "MAX_WIDTH",
+    "Bands",
+    "hadamard",
+    "hadamard_size",
+    "read_runs",
+    "runs_text",
+]
 
 MAX_WIDTH = 8
 MAX_EXPONENT = 120
@@ -72,9 +80,9 @@ class Bands:
         codec = cls(
             width,
             read_integer(params, "tier", "bands", 0, 255),
-            _runs(params, "runs", 0, width),
+            read_runs(params, "runs", "bands", 0, width),
             codebooks,
-            _runs(params, "basis", 2, width),
+            read_runs(params, "basis", "bands", 2, width),
             read_integer(params, "exponent", "bands", -MAX_EXPONENT, MAX_EXPONENT),
         )
         if sum(count for count, _ in codec.runs) > codec.rank:
@@ -88,9 +96,9 @@ class Bands:
         return {
             "name": "bands",
             "tier": self.tier,
-            "runs": _text(self.runs),
+            "runs": runs_text(self.runs),
             "codebooks": list(self.codebooks),
-            "basis": _text(self.basis),
+            "basis": runs_text(self.basis),
             "exponent": self.exponent,
         }
 
@@ -271,19 +279,19 @@ def hadamard(rows_ND: NDArray[np.float32]) -> NDArray[np.float32]:
     return scaled
 
 
-def _text(runs: Sequence[Run]) -> str:
+def runs_text(runs: Sequence[Run]) -> str:
     """``12x5 3x0 40x2``: a list of lists would make most of a large tol.json."""
     return " ".join(f"{count}x{bits}" for count, bits in runs)
 
 
-def _runs(
-    params: Mapping[str, object], field: str, fewest_bits: int, width: int
+def read_runs(
+    params: Mapping[str, object], field: str, codec_name: str, fewest_bits: int, width: int
 ) -> tuple[Run, ...]:
-    """Runs written as `_text` does; BundleError otherwise."""
+    """Runs written as `runs_text` does; BundleError otherwise."""
     text = params.get(field)
     if not isinstance(text, str) or not _RUNS.match(text):
         raise BundleError(
-            f"codec bands, {field}: expected runs such as '12x5 3x0 40x2', got {shown(text)}"
+            f"codec {codec_name}, {field}: expected runs such as '12x5 3x0 40x2', got {shown(text)}"
         )
     runs = []
     left = width
@@ -291,10 +299,10 @@ def _runs(
         count, bits = map(int, word.split("x"))
         left -= count
         if left < 0:
-            raise BundleError(f"codec bands, {field}: counts sum to more than {width}")
+            raise BundleError(f"codec {codec_name}, {field}: counts sum to more than {width}")
         if not fewest_bits <= bits <= MAX_WIDTH:
             raise BundleError(
-                f"codec bands, {field}: expected {fewest_bits}..{MAX_WIDTH} bits, got {word}"
+                f"codec {codec_name}, {field}: expected {fewest_bits}..{MAX_WIDTH} bits, got {word}"
             )
         runs.append((count, bits))
     return tuple(runs)

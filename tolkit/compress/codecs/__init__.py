@@ -7,8 +7,9 @@ from tolkit.compress.codecs.base import Encoder
 from tolkit.compress.codecs.fourbit import FourBitEncoder
 from tolkit.compress.codecs.int8 import Int8Encoder
 from tolkit.compress.codecs.raw import RawEncoder
+from tolkit.compress.codecs.steps import StepsEncoder
 from tolkit.compress.codecs.svd import SvdEncoder
-from tolkit_formats.codecs import Bands, Codec, FourBit, Int8, Raw, Svd
+from tolkit_formats.codecs import Bands, Codec, FourBit, Int8, Raw, Steps, Svd
 
 __all__ = ["Encoder", "encoder_for"]
 
@@ -23,5 +24,7 @@ def encoder_for(codec: Codec) -> Encoder:
         return FourBitEncoder(codec)
     if isinstance(codec, Bands):
         return BandsEncoder(codec)
+    if isinstance(codec, Steps):
+        return StepsEncoder(codec)
     assert isinstance(codec, Svd), f"no encoder for {codec}"
     return SvdEncoder(codec, encoder_for(codec.inner))

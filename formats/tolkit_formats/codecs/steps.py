@@ -1,0 +1,198 @@
+"""steps: coefficients in multiples of one step a tier, as symbols for the entropy coder (SPEC 1.1).
+
+N rows in a batch, D values a row, R rows of the basis, C coefficients a tier codes, K classes (the
+coder's models), S symbols. A plane is one byte a coefficient, a symbol 0..S-1; how many bits that
+takes in a record is the business of the coder (see `tolkit_formats.entropy`).
+
+    row = (mean + step_of_tier * sum over c of level[class_c, symbol_c] * basis_c) * 2^exponent
+
+The basis' rows carry the scales of their coefficients, so that one step serves them all. Symbol 0
+is level 0, symbol 2m - 1 is m and symbol 2m is -m steps, each less an offset towards zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tolkit_formats.bitpack import Run
+from tolkit_formats.codecs.bands import (
+    MAX_EXPONENT,
+    Bands,
+    hadamard,
+    read_runs,
+    runs_text,
+)
+from tolkit_formats.codecs.base import read_integer, refuse_unknown
+from tolkit_formats.errors import BundleError
+
+__all__ = ["OFFSETS", "Steps", "levels"]
+
+OFFSETS = 3
+"""Offsets of a class: of magnitudes 1, 2 and those above."""
+
+
+@dataclass(frozen=True)
+class Steps:
+    """One plane of one tier.
+
+    Attributes:
+        tier: which step and classes, the number of the tier.
+        tiers: how many there are.
+        count: C, coefficients coded: the first ones of the basis.
+        basis: (count, bits 2-8) of the basis' rows; empty stands for the Hadamard rotation.
+        exponent: power of two that all decoded values are multiplied by.
+    """
+
+    width: int
+    tier: int
+    tiers: int
+    count: int
+    basis: tuple[Run, ...]
+    exponent: int = 0
+
+    @property
+    def name(self) -> str:
+        return "steps"
+
+    @classmethod
+    def from_json(cls, params: Mapping[str, object], width: int) -> Steps:
+        known = {"name", "tier", "tiers", "count", "basis", "exponent"}
+        refuse_unknown(params, "steps", frozenset(known))
+        tiers = read_integer(params, "tiers", "steps", 1, 256)
+        codec = cls(
+            width,
+            read_integer(params, "tier", "steps", 0, tiers - 1),
+            tiers,
+            read_integer(params, "count", "steps", 0, width),
+            read_runs(params, "basis", "steps", 2, width),
+            read_integer(params, "exponent", "steps", -MAX_EXPONENT, MAX_EXPONENT),
+        )
+        if codec.count > codec.rank:
+            raise BundleError(
+                f"codec steps, count: {codec.count} coefficients, the basis has {codec.rank} rows"
+            )
+        return codec
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "name": "steps",
+            "tier": self.tier,
+            "tiers": self.tiers,
+            "count": self.count,
+            "basis": runs_text(self.basis),
+            "exponent": self.exponent,
+        }
+
+    @property
+    def rank(self) -> int:
+        """R, rows of the basis."""
+        return self._expansion.rank
+
+    @property
+    def classes_name(self) -> str:
+        """Of the shared array that is this tier's own."""
+        return f"classes.{self.tier}"
+
+    def segments(self) -> tuple[int, int]:
+        return 0, self.count
+
+    def shared_shapes(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = dict(self._expansion.shared_shapes())
+        shapes["steps"] = ("F32", (self.tiers,))
+        if self.count:
+            shapes[self.classes_name] = ("U8", (self.count,))
+        return shapes
+
+    def prepared(self, shared: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[Any]]:
+        """What `decode` works with: the basis [C, D] times the step, levels [K x S].
+
+        Args:
+            shared: the plane's arrays and the coder's `symbols` and `offsets`.
+
+        Raises:
+            BundleError: a basis code no encoder writes, a class without a model.
+        """
+        wide: dict[str, NDArray[Any]] = {"mean": np.asarray(shared["mean"], np.float32)}
+        if not self.count:
+            return wide
+        num_classes, num_symbols = len(shared["symbols"]), int(shared["symbols"].max())
+        classes_C = np.asarray(shared[self.classes_name], np.int64)
+        if classes_C.max() >= num_classes:
+            raise BundleError(
+                f"codec steps: class {classes_C.max()}, expected one below {num_classes}"
+            )
+        wide["levels"] = levels(np.asarray(shared["offsets"], np.float32), num_symbols).reshape(-1)
+        wide["first"] = classes_C * num_symbols
+        step = np.asarray(shared["steps"], np.float32)[self.tier]
+        if self.basis:
+            wide["basis"] = self.basis_rows(shared)[: self.count] * step
+        else:
+            wide["basis"] = np.full((1, 1), step, np.float32)
+        return wide
+
+    def decode(
+        self, plane_NB: NDArray[np.uint8], shared: Mapping[str, NDArray[np.generic]]
+    ) -> NDArray[np.float32]:
+        """As `Codec.decode`; arrays of `prepared` are used as they are."""
+        wide = shared if "levels" in shared or not self.count else self.prepared(shared)
+        mean_D = np.asarray(wide["mean"], np.float32)
+        if not self.count:
+            rows_ND = np.tile(mean_D, (len(plane_NB), 1))
+        else:
+            rows_ND = self._expanded(self.coefficients(plane_NB, wide), wide)
+            rows_ND += mean_D
+        if self.exponent:
+            rows_ND *= np.float32(2.0**self.exponent)
+        return rows_ND
+
+    def coefficients(
+        self, plane_NB: NDArray[np.uint8], prepared: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        """Levels of the coefficients, in steps: float32 [N, C]."""
+        values_NC: NDArray[np.float32] = np.take(prepared["levels"], plane_NB + prepared["first"])
+        return values_NC
+
+    def check(self, plane_NB: NDArray[np.uint8]) -> None:
+        """Nothing: the coder gives only symbols its models allow."""
+
+    def check_shared(self, shared: Mapping[str, NDArray[np.generic]]) -> None:
+        """Refuse arrays no encoder writes: BundleError names the array."""
+        self._expansion.check_shared(shared)
+        steps = np.asarray(shared["steps"], np.float32)
+        if not (np.isfinite(steps).all() and (steps > 0).all()):
+            raise BundleError("steps: expected finite numbers above 0")
+
+    def basis_rows(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """All rows of the basis without the step: float32 [R, D]; BundleError for a bad code."""
+        return self._expansion.basis_rows(shared)
+
+    def _expanded(
+        self, values_NC: NDArray[np.float32], wide: Mapping[str, NDArray[Any]]
+    ) -> NDArray[np.float32]:
+        if self.basis:
+            rows_ND: NDArray[np.float32] = np.matmul(values_NC, wide["basis"])
+            return rows_ND
+        full_NR = np.zeros((len(values_NC), self.width), np.float32)
+        full_NR[:, : self.count] = values_NC * wide["basis"]
+        return hadamard(full_NR)
+
+    @cached_property
+    def _expansion(self) -> Bands:
+        """Mean and basis are stored as codec bands stores them."""
+        return Bands(self.width, 0, (), (), self.basis, self.exponent)
+
+
+def levels(offsets_K3: NDArray[np.float32], num_symbols: int) -> NDArray[np.float32]:
+    """What each symbol of each class stands for, in steps: float32 [K, S]."""
+    magnitude_S = (np.arange(num_symbols) + 1) // 2
+    which_S = np.clip(magnitude_S, 1, OFFSETS) - 1
+    levels_KS = magnitude_S.astype(np.float32) - offsets_K3[:, which_S]
+    levels_KS[:, 0] = 0
+    levels_KS[:, 2::2] *= -1
+    return levels_KS

@@ -1,0 +1,309 @@
+"""Fitting codec `steps`: one step for all coefficients in the metric, symbols for an entropy coder.
+
+V rows, D hidden, T tiers, R rows of a basis, G classes of the grid, M magnitudes.
+
+At a high rate a uniform step and an entropy coder lose a quarter of a bit to the best possible
+quantiser at any variance, so nothing has to be shared out: the squared error a bit removes is the
+same everywhere when the step, in the metric and weighted by the tier, is. That one number, `scale`,
+decides everything here: which coefficients are worth coding, which rows of the basis they need in
+how many bits, and the symbols. A coefficient's model is the class of its deviation in steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tolkit.compress.bands import PlaneRows, Walk
+from tolkit.compress.codecs.steps import StepTables, quantised_steps
+from tolkit.compress.transform import Metric, Quantised, Transform, quantise_rows
+from tolkit.progress import Task
+
+__all__ = [
+    "GRID",
+    "StepsFit",
+    "StepsWalk",
+    "Symbols",
+    "bits_at",
+    "class_of",
+    "gaussian_bits",
+    "kept_rows",
+    "tables_of",
+]
+
+GRID = 64
+"""Classes there can be; class 0 is coded as nothing but zeros."""
+
+_LAMBDA = 0.12
+"""Squared error, in steps, that one bit must remove; 2 ln 2 / 12 in theory at high rates."""
+
+_PER_OCTAVE = 6
+_LEAST_RATIO = 0.2
+_LARGEST_RATIO = 32.0
+_MAGNITUDES = 128
+_ENOUGH = 256  # symbols that say something about a class
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+@dataclass
+class Symbols:
+    """What a walk counted.
+
+    Attributes:
+        counts_TGS: of symbols, by tier and class, of all rows of the source.
+        layer_counts: the same by layer, all tiers together.
+        short_G3: summed distance of coefficients from their magnitude in steps, for magnitudes
+            1, 2 and more; `found_G3` is of how many.
+    """
+
+    counts_TGS: Floats
+    layer_counts: list[Floats] = field(default_factory=list)
+    short_G3: Floats = field(default_factory=lambda: np.zeros((GRID, 3)))
+    found_G3: Floats = field(default_factory=lambda: np.zeros((GRID, 3)))
+
+
+@dataclass(frozen=True)
+class StepsFit:
+    """What one walk found for one layer.
+
+    Attributes:
+        mean_D, exponent, predictor, predictor_bits: as `LayerFit`.
+        analysis_DR: float32, in a file; (target - mean - prediction) @ analysis, divided by the
+            tier's step, is what is rounded.
+        basis: rows of norm 1, rounded; None for Hadamard.
+        basis_bits_R: their widths.
+        unit_R: factor of each basis row.
+        step_T: of each tier.
+        worth_TR: weight x importance x variance of every component, coded or not.
+        class_TR: class of the components that have a row of the basis.
+    """
+
+    mean_D: Tensor
+    exponent: int
+    predictor: Quantised | None
+    predictor_bits: int
+    analysis_DR: Tensor
+    basis: Quantised | None
+    basis_bits_R: Integers
+    unit_R: Floats
+    step_T: Floats
+    worth_TR: Floats
+    class_TR: Integers
+
+
+class StepsWalk(Walk):
+    """One pass through the layers at one scale; `Walk` says what there is to know.
+
+    Args:
+        scale: the step in the metric for a row of weight 1; None passes no loss on and codes
+            nothing, to learn variances.
+        tables: thresholds and reconstruction, of the walk before.
+    """
+
+    scale: float | None = None
+    tables: StepTables
+    symbols: Symbols
+
+    def start(self, scale: float | None, tables: StepTables) -> StepsWalk:
+        """Set what `Walk` does not know."""
+        self.scale, self.tables = scale, tables
+        shape = (len(self.rows.ranges), GRID, 2 * _MAGNITUDES)
+        self.symbols = Symbols(np.zeros(shape))
+        return self
+
+    def fit(self, read: PlaneRows, width: int, metric: Metric, task: Task | None) -> StepsFit:
+        """Fit one plane, count its symbols and move the carry past it.
+
+        Raises:
+            NonFiniteError: values too large for the spill or the sums.
+        """
+        targets = self.rows.scratch("target")
+        transform = self._transform(self._moments(read, targets, width), metric, width)
+        weight_T = self._tier_weights()
+        variances_TR, _, _ = self._measure(targets, transform)
+        worth_TR = weight_T[:, None] * variances_TR * transform.importance_R.numpy()
+        fit = self._decided(transform, worth_TR, weight_T)
+        if self.scale is not None:
+            synthesis_RD = transform.synthesis_RD if fit.basis is None else fit.basis.values_RD
+            scaled_RD = (synthesis_RD * torch.from_numpy(fit.unit_R)[:, None]).float()
+            self._quantise(fit, targets, scaled_RD)
+        if task is not None:
+            task.advance(self.rows.count)
+        self._layer += 1
+        return fit
+
+    def _decided(self, transform: Transform, worth_TR: Floats, weight_T: Floats) -> StepsFit:
+        scale = self.scale or math.inf
+        ratio_TR = np.sqrt(worth_TR) / scale
+        keep = np.arange(worth_TR.shape[1])
+        bits_R = np.zeros(len(keep), np.int64)
+        if self.wish.transform == "klt":
+            keep, bits_R = kept_rows(ratio_TR, np.array(self.rows.tier_rows), worth_TR.shape[1])
+        basis = None
+        if self.wish.transform == "klt":
+            basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
+        # A component of very many steps gets fewer and wider ones, or its symbols would be cut off.
+        factor_R = _wider(ratio_TR[:, keep])
+        if self.wish.transform == "hadamard":
+            factor_R[:] = factor_R.max()  # there is no basis to carry them
+        unit_R = factor_R / np.sqrt(transform.importance_R.numpy()[keep])
+        analysis_DR = transform.analysis_DR[:, keep] / torch.from_numpy(unit_R)
+        return StepsFit(
+            transform.mean_D,
+            transform.exponent,
+            transform.predictor,
+            transform.predictor_bits,
+            self._kept(analysis_DR.float()),
+            basis,
+            bits_R,
+            unit_R,
+            np.ones(len(weight_T)) if self.scale is None else scale / np.sqrt(weight_T),
+            worth_TR,
+            class_of(ratio_TR[:, keep] / factor_R),
+        )
+
+    def _quantise(self, fit: StepsFit, targets: npt.NDArray[np.generic], scaled_RD: Tensor) -> None:
+        carry = self.rows.scratch(f"carry{self._layer % 2}")
+        steps = torch.from_numpy(fit.step_T).float()
+
+        def step(block: tuple[int, int, int]) -> tuple[int, Floats, Floats, Floats]:
+            tier, first, stop = block
+            residual_ND = self._residual(targets, fit, first, stop)
+            units_NR = residual_ND @ fit.analysis_DR / steps[tier]
+            classes_R = torch.from_numpy(fit.class_TR[tier])
+            symbols_NR, values_NR = quantised_steps(units_NR, classes_R, self.tables)
+            if self.feedback:
+                residual_ND -= (values_NR * steps[tier]) @ scaled_RD
+                carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
+            return (tier, *_counted(symbols_NR.numpy(), units_NR.numpy(), fit.class_TR[tier]))
+
+        layer_counts = np.zeros((GRID, 2 * _MAGNITUDES))
+        for tier, counts, short, found in self.pool.map(step, self.rows.blocks()):
+            first, stop = self.rows.ranges[tier]
+            share = self.rows.tier_rows[tier] / (stop - first)
+            self.symbols.counts_TGS[tier] += share * counts
+            layer_counts += share * counts
+            self.symbols.short_G3 += share * short
+            self.symbols.found_G3 += share * found
+        self.symbols.layer_counts.append(layer_counts)
+        if self.feedback:
+            self._carry = carry
+
+
+def class_of(ratio_TR: Floats) -> Integers:
+    """Class of a coefficient's deviation in steps, 0 where it is not worth coding."""
+    with np.errstate(divide="ignore"):
+        places = np.floor(np.log2(ratio_TR / _LEAST_RATIO) * _PER_OCTAVE)
+    return np.asarray(np.clip(places + 1, 0, GRID - 1), np.int64)
+
+
+def bits_at(ratio: Floats, costs_G: Floats) -> Floats:
+    """Mean bits of a symbol by the coefficient's deviation in steps, from those of the classes."""
+    with np.errstate(divide="ignore"):
+        places = np.log2(ratio / _LEAST_RATIO) * _PER_OCTAVE + 0.5
+    return np.where(places < 0.5, 0.0, np.interp(places, np.arange(GRID), costs_G))
+
+
+def gaussian_bits() -> Floats:
+    """The same for each class if its coefficients are Gaussian, before anything was counted."""
+    ratios_G = _LEAST_RATIO * 2.0 ** ((np.arange(GRID) - 0.5) / _PER_OCTAVE)
+    costs_G = np.zeros(GRID)
+    for place in range(1, GRID):
+        edges = torch.arange(4096, dtype=torch.float64) + 0.6
+        below = torch.erf(edges / (ratios_G[place] * 2**0.5))
+        shares = torch.cat([below[:1], below.diff()]).clamp(min=1e-300)
+        entropy = -(shares * shares.log2()).sum() + (1 - shares[0])  # and a sign
+        costs_G[place] = float(entropy)
+    return costs_G
+
+
+def kept_rows(ratio_TR: Floats, tier_rows: Integers, width: int) -> tuple[Integers, Integers]:
+    """Which rows of the basis pay for their bytes, and their bits: 4, 6 or 8.
+
+    A row's rounding is multiplied by its coefficient, so few bits serve coefficients of few.
+    """
+    largest_R = ratio_TR.max(axis=0)
+    bits_R = np.where(largest_R >= 4, 8, np.where(largest_R >= 1, 6, 4))
+    gains_R: Floats = tier_rows @ _gain(ratio_TR)
+    keep = np.flatnonzero(gains_R > _LAMBDA * bits_R * width)
+    return keep.astype(np.int64), bits_R[keep]
+
+
+def _gain(ratio: Floats) -> Floats:
+    """Squared error, in steps, that coding a coefficient removes, less what its bits cost.
+
+    Of the Gaussian rate-distortion function at its slope for one squared step in twelve.
+    """
+    level = 1 / 12
+    variance = np.maximum(np.where(ratio >= _LEAST_RATIO, ratio, 0.0) ** 2, level)
+    return np.asarray(variance - level - level * np.log(variance / level))
+
+
+def _wider(ratio_TR: Floats) -> Floats:
+    """Powers of two that bring the largest ratio of each component to _LARGEST_RATIO or less."""
+    largest_R = np.maximum(ratio_TR.max(axis=0, initial=0.0), _LARGEST_RATIO)
+    return np.asarray(2.0 ** np.ceil(np.log2(largest_R / _LARGEST_RATIO)))
+
+
+def _counted(
+    symbols_NR: npt.NDArray[np.uint8], units_NR: npt.NDArray[np.float32], class_R: Integers
+) -> tuple[Floats, Floats, Floats]:
+    size = GRID * 2 * _MAGNITUDES
+    flat = (symbols_NR + class_R * 2 * _MAGNITUDES).reshape(-1)
+    counts = np.bincount(flat, minlength=size).reshape(GRID, -1).astype(np.float64)
+    rows, columns = np.nonzero(symbols_NR)
+    magnitude = (symbols_NR[rows, columns].astype(np.int64) + 1) // 2
+    place = class_R[columns] * 3 + np.minimum(magnitude, 3) - 1
+    short = magnitude - np.abs(units_NR[rows, columns].astype(np.float64))
+    sums = np.asarray(np.bincount(place, short, minlength=3 * GRID), np.float64)
+    found = np.bincount(place, minlength=3 * GRID).astype(np.float64)
+    return counts, sums.reshape(GRID, 3), found.reshape(GRID, 3)
+
+
+def tables_of(symbols: Symbols | None) -> StepTables:
+    """Thresholds and reconstruction for the next walk from what the last one counted.
+
+    A magnitude is taken where its squared error and _LAMBDA times its bits are least, and read as
+    the mean of what took it.
+    """
+    zero_G, shift_G = np.full(GRID, 0.6), np.full(GRID, 0.1)
+    offsets_G3 = np.zeros((GRID, 3))
+    largest_G = np.full(GRID, _MAGNITUDES - 1)
+    largest_G[0] = 0
+    if symbols is not None:
+        few_G3 = symbols.found_G3 < _ENOUGH
+        means = symbols.short_G3 / np.maximum(symbols.found_G3, 1)
+        offsets_G3 = np.where(few_G3, 0.0, np.clip(means, -0.25, 0.45))
+        offsets_G3 = offsets_G3.astype(np.float16).astype(np.float64)
+        zero_G, shift_G = _thresholds(symbols.counts_TGS.sum(axis=0), offsets_G3)
+    return StepTables(
+        torch.from_numpy(zero_G).float(),
+        torch.from_numpy(shift_G).float(),
+        torch.from_numpy(largest_G).float(),
+        torch.from_numpy(offsets_G3).float(),
+    )
+
+
+def _thresholds(counts_GS: Floats, offsets_G3: Floats) -> tuple[Floats, Floats]:
+    """Where 0 gives way to 1, and how much later than in the middle larger magnitudes begin."""
+    by_magnitude = np.concatenate(
+        [counts_GS[:, :1], (counts_GS[:, 1:-1:2] + counts_GS[:, 2::2]) / 2], axis=1
+    )
+    total_G = counts_GS.sum(axis=1)
+    bits = -np.log2((by_magnitude[:, :3] + 0.5) / (total_G + 1)[:, None])
+    values = np.arange(3) - np.concatenate([np.zeros((GRID, 1)), offsets_G3[:, :2]], axis=1)
+    apart = np.diff(values, axis=1)
+    starts = (values[:, 1:] + values[:, :-1]) / 2 + _LAMBDA * np.diff(bits, axis=1) / (2 * apart)
+    known = total_G >= _ENOUGH
+    zero_G = np.where(known, np.clip(starts[:, 0], 0.5, 0.98), 0.6)
+    shift_G = np.where(known, np.clip(starts[:, 1] - 1.5, 0.0, 0.4), 0.1)
+    few = by_magnitude[:, 2] < _ENOUGH
+    shift_G = np.where(few & known, np.minimum(zero_G - 0.5, 0.4), shift_G)
+    return zero_G, shift_G
