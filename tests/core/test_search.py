@@ -142,6 +142,18 @@ def test_every_point_says_what_an_evaluation_says(
     assert point.holds == (point.kl_nats.high <= LOOSE.limit)
 
 
+def test_a_bound_inside_the_interval_does_not_hold(
+    checkpoint: Path, judge: Judge, place: Path
+) -> None:
+    (entry,) = known_at([6_000], checkpoint, judge, place)
+    kl = entry.record.metrics["kl_mean_nats"]
+    assert kl.value < kl.high
+    bound = Bound(max_kl=(kl.value + kl.high) / 2)
+    found = search(checkpoint, place / "a.tol", judge, bound, known=Measured((entry,)))
+    assert not next(p for p in found.points if p.budget_bytes == 6_000).holds
+    assert found.chosen.kl_nats.high <= bound.limit
+
+
 def test_history_says_why_and_the_measurement_is_in_the_bundle(
     checkpoint: Path, judge: Judge, place: Path
 ) -> None:
