@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tolkit_formats.codecs.bands import hadamard_size
+from tolkit_formats.hadamard import hadamard_size
 
 __all__ = ["rotated"]
 
@@ -13,7 +13,7 @@ __all__ = ["rotated"]
 def rotated(rows_ND: Tensor) -> Tensor:
     """Rows through the rotation, which is its own inverse: float32 [N, D].
 
-    The same sums in the same order as `tolkit_formats.codecs.bands.hadamard`, so bit for bit.
+    The same sums in the same order as `tolkit_formats.hadamard.hadamard`, so bit for bit.
     """
     size = hadamard_size(rows_ND.shape[1])
     turned = rows_ND

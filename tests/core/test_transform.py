@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from tolkit.compress.allocate import widths_at
+from tolkit.compress.bands import BandsWish, Rows, Walk, codebooks_of
 from tolkit.compress.transform import Metric, Moments, fit_transform, quantise_rows
 from tolkit.errors import NonFiniteError
+from tolkit.parallel import block_pool
 
 ROWS, WIDTH = 300, 9
 
@@ -160,3 +163,45 @@ def test_rows_are_rounded_to_the_nearest_code(bits: int) -> None:
     assert bool((halves == quantised.scales_R).all()) and not quantised.values_RD[2].any()
     step = quantised.scales_R[:, None] * 2.0**quantised.exponent
     assert bool(((quantised.values_RD - rows).abs() <= 0.51 * step + 1e-300).all())
+
+
+def test_a_walk_hands_on_what_a_layer_loses() -> None:
+    """The second layer is fitted to its table plus table minus decoded of the first."""
+    rng = np.random.default_rng(3)
+    tables = torch.from_numpy(rng.standard_normal((2, ROWS, WIDTH))).float()
+    kept: dict[str, np.ndarray] = {}
+    rows = Rows(
+        ranges=((0, 100), (100, ROWS)),
+        tier_rows=(100, 200),
+        shares_V=torch.ones(ROWS).double(),
+        weights_V=torch.ones(ROWS).double(),
+        unit=None,
+        scratch=lambda name: kept.setdefault(name, np.empty((ROWS, WIDTH), np.float32)),
+    )
+    with block_pool(1) as pool:
+        walk = Walk(rows, BandsWish("klt", 0), pool, price=0.1, feedback=True)
+        fits = [
+            walk.layer(lambda a, b, t=t: tables[t, a:b], WIDTH, Metric(None, WIDTH), None)
+            for t in range(2)
+        ]
+    fit = fits[0]
+    assert fit.basis is not None
+    widths_TR = widths_at(fit.need.worth_TR, 0.1)
+    books = codebooks_of(fit, widths_TR)
+    decoded = np.zeros((ROWS, WIDTH))
+    for n in range(ROWS):
+        tier = int(n >= 100)
+        row = tables[0, n].double() - fit.transform.mean_D
+        decoded[n] = fit.transform.mean_D
+        for r, coeff in enumerate((row @ fit.transform.analysis_DR).tolist()):
+            bits = int(widths_TR[tier, r])
+            scale = fit.variances_TR[tier, r] ** 0.5
+            if bits:
+                value = min(books[bits], key=lambda v: abs(v - coeff / scale))
+                decoded[n] += value * scale * fit.basis.values_RD[r].numpy()
+    target = tables[1].numpy() + tables[0].numpy() - decoded
+    mean, cov = weighted(target, np.ones(ROWS))
+    assert np.allclose(fits[1].transform.mean_D, mean, atol=2e-3)
+    total = float(fits[1].transform.variances_R.sum())
+    assert total == pytest.approx(float(np.trace(cov)), rel=0.02)
+    assert 0.02 < np.square(tables[0].numpy() - decoded).mean() < 0.5

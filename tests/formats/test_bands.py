@@ -22,8 +22,8 @@ from _bands import (
 )
 
 from tolkit_formats.codecs import Bands, check_shared, codec_from_json, codec_label, prepared
-from tolkit_formats.codecs.bands import hadamard, hadamard_size
 from tolkit_formats.errors import BundleError
+from tolkit_formats.hadamard import hadamard, hadamard_size
 from tolkit_formats.predictor import Predictor, unit_rows
 
 N = 5

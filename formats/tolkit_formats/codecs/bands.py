@@ -29,16 +29,9 @@ from tolkit_formats.codecs.base import (
     shown,
 )
 from tolkit_formats.errors import BundleError
+from tolkit_formats.hadamard import hadamard
 
-__all__ = [
-    "MAX_EXPONENT",
-    "MAX_WIDTH",
-    "Bands",
-    "hadamard",
-    "hadamard_size",
-    "read_runs",
-    "runs_text",
-]
+__all__ = ["MAX_EXPONENT", "MAX_WIDTH", "Bands", "read_runs", "runs_text"]
 
 MAX_WIDTH = 8
 MAX_EXPONENT = 120
@@ -255,28 +248,6 @@ class Bands:
             starts[bits] = position
             position += 1 << bits
         return np.array([starts[int(b)] for b in self.widths_R[self.stored_C]], np.uint16)
-
-
-def hadamard_size(width: int) -> int:
-    """Values a block of the rotation mixes: the largest power of two that divides D."""
-    return width & -width
-
-
-def hadamard(rows_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Each block of each row times Sylvester's matrix of norm 1, which is its own inverse.
-
-    By sums and differences of pairs 1, 2, 4.. apart: float32 [N, D], in this order exactly.
-    """
-    size = hadamard_size(rows_ND.shape[1])
-    turned = rows_ND
-    apart = 1
-    while apart < size:
-        pairs = turned.reshape(len(rows_ND), rows_ND.shape[1] // (2 * apart), 2, apart)
-        first, second = pairs[:, :, 0], pairs[:, :, 1]
-        turned = np.stack([first + second, first - second], axis=2)
-        apart *= 2
-    scaled: NDArray[np.float32] = turned.reshape(rows_ND.shape) * np.float32(size**-0.5)
-    return scaled
 
 
 def runs_text(runs: Sequence[Run]) -> str:

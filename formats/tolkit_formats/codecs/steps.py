@@ -24,12 +24,12 @@ from tolkit_formats.bitpack import Run
 from tolkit_formats.codecs.bands import (
     MAX_EXPONENT,
     Bands,
-    hadamard,
     read_runs,
     runs_text,
 )
 from tolkit_formats.codecs.base import read_integer, refuse_unknown
 from tolkit_formats.errors import BundleError
+from tolkit_formats.hadamard import hadamard
 
 __all__ = ["OFFSETS", "Steps", "levels"]
 
