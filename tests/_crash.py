@@ -44,7 +44,8 @@ def fork_server() -> ForkServerContext:
 def run_command(name: str, inputs: Path, out: Path, *, force: bool, threads: int = 1) -> None:
     """One command into `out`, shards of one block each so that there are several.
 
-    ``build``, ``compress``, ``drop-layers``; ``save`` and ``train`` write checkpoint folders.
+    ``build``, ``compress``, ``bands``, ``drop-layers``;
+    ``save`` and ``train`` write checkpoint folders.
     """
     from tolkit.build import build
     from tolkit.bundling import Resources
@@ -59,6 +60,8 @@ def run_command(name: str, inputs: Path, out: Path, *, force: bool, threads: int
             build(inputs / "ckpt", out, **common)
         elif name == "compress":
             compress(inputs / "ckpt", out, CompressSpec(rank="50%", codec="nf4"), **common)
+        elif name == "bands":
+            compress(inputs / "ckpt", out, CompressSpec(bits_per_value=12.0), **common)
         elif name == "drop-layers":
             drop_layers(inputs / "coded.tol", out, DropSpec((1,)), **common)
         elif name == "save":

@@ -59,6 +59,8 @@ def show_found(out: Output, found: Found) -> None:
         Column("holds", f"within {found.bound.said()}", _yes),
         Column("reused", "known before", _yes),
     ]
+    if out.mode != "human":
+        columns.insert(0, Column("budget_bytes", ""))
     out.table("tried", columns, rows, leading=1)
     out.text()
 

@@ -47,8 +47,8 @@ PlanDropOption = Annotated[
     "plan",
     stage="Shrink",
     examples=[
-        "tol plan ckpt --bits-per-value 2,4",
-        "tol plan full.tol --budget 100MB --weights none",
+        "tol plan ckpt --bits-per-value 1,2",
+        "tol plan full.tol --budget 2MB",
     ],
     next_step="tol compress --bits-per-value X, to write one of them.",
 )

@@ -38,9 +38,11 @@ RUN = """
         spec = CompressSpec(codec="nf4", rank="50%")
         compress(source, prefix + "rank.tol", spec, **common)
         compress(prefix + "build.tol", prefix + "again.tol", spec, **common)
+        bands = CompressSpec(bits_per_value=5.0)
+        compress(prefix + "build.tol", prefix + "bands.tol", bands, **common)
         drop_layers(prefix + "rank.tol", prefix + "drop.tol", DropSpec((1,)), **common)
 """
-NAMES = ("build", "nf4", "rank", "again", "drop")
+NAMES = ("build", "nf4", "rank", "again", "bands", "drop")
 
 
 def run_elsewhere(

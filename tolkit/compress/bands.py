@@ -86,6 +86,7 @@ class Rows:
         scratch: gives a place for `rows` x D values, by name.
         memo: sums over all rows that no layer changes.
         keep: gives a place for float32 values of a shape that stays until the bundle is written.
+        scale: power of two that values are multiplied by on their way into scratch.
     """
 
     ranges: tuple[TierRange, ...]
@@ -96,6 +97,7 @@ class Rows:
     scratch: Callable[[str], npt.NDArray[np.generic]]
     keep: Callable[[str, tuple[int, ...]], npt.NDArray[np.float32]]
     memo: dict[str, Tensor] = field(default_factory=dict)
+    scale: float = 1.0
 
     @property
     def count(self) -> int:
@@ -229,11 +231,11 @@ class Walk:
             _, first, stop = block
             target_ND = read(first, stop)
             if self._carry is not None:
-                target_ND = target_ND + _tensor(self._carry[first:stop])
+                target_ND = target_ND + self._spilled(self._carry, first, stop)
             if not bool(torch.isfinite(target_ND).all()):
                 raise NonFiniteError(f"rows {first} to {stop}: NaN or infinity")
-            targets[first:stop] = target_ND.numpy().astype(targets.dtype)
-            return _tensor(targets[first:stop]), None if unit is None else unit(first, stop)
+            self._spill(targets, first, target_ND)
+            return self._spilled(targets, first, stop), unit and unit(first, stop)
 
         for start, pieces in self._loaded(load):
             target_ND = torch.cat([target for target, _ in pieces])
@@ -332,11 +334,18 @@ class Walk:
         stop: int,
     ) -> Tensor:
         """Targets without mean and prediction: float32 [N, D]."""
-        residual_ND = _tensor(targets[first:stop]) - fit.mean_D.float()
+        residual_ND = self._spilled(targets, first, stop) - fit.mean_D.float()
         if fit.predictor is not None:
             assert self.rows.unit is not None
             residual_ND -= self.rows.unit(first, stop) @ fit.predictor.values_RD.float().T
         return residual_ND
+
+    def _spill(self, place: npt.NDArray[np.generic], first: int, rows_ND: Tensor) -> None:
+        place[first : first + len(rows_ND)] = (rows_ND * self.rows.scale).numpy()
+
+    def _spilled(self, place: npt.NDArray[np.generic], first: int, stop: int) -> Tensor:
+        rows_ND = torch.from_numpy(np.asarray(place[first:stop], np.float32))
+        return rows_ND if self.rows.scale == 1 else rows_ND / self.rows.scale
 
     def _basis_widths(
         self, worth_TR: npt.NDArray[np.float64]
@@ -375,7 +384,7 @@ class Walk:
                 codes = torch.bucketize(units.contiguous(), (book[1:] + book[:-1]) / 2)
                 values_NR[:, columns] = book[codes] * scales_C
             residual_ND -= values_NR @ synthesis_RD
-            carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
+            self._spill(carry, first, residual_ND)
 
         self.pool.map(step, self.rows.blocks())
         self._carry = carry
@@ -406,7 +415,3 @@ def unit_rows(embedded_ND: Tensor) -> Tensor:
 
 def _with_ones(rows_ND: Tensor) -> Tensor:
     return torch.cat([torch.ones(len(rows_ND), 1), rows_ND], dim=1)
-
-
-def _tensor(values: npt.NDArray[np.generic]) -> Tensor:
-    return torch.from_numpy(np.asarray(values, np.float32))

@@ -5,7 +5,7 @@ V vocabulary, D hidden, T tiers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -27,7 +27,7 @@ from tolkit.compress.budget import (
     smallest_bytes,
 )
 from tolkit.compress.plan import EncodePlan, PlanePlan
-from tolkit.compress.tiers import tier_ranges
+from tolkit.compress.tiers import TierRange, halved_ranges, tier_ranges
 from tolkit.compress.transform import Metric
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
@@ -36,7 +36,7 @@ from tolkit.sources import TableSource
 from tolkit_formats.codecs import Codec
 from tolkit_formats.files import scratch_array
 from tolkit_formats.predictor import Predictor
-from tolkit_formats.records import Tier
+from tolkit_formats.records import STRIDE_MULTIPLE, Tier
 
 __all__ = [
     "Job",
@@ -47,6 +47,7 @@ __all__ = [
     "make_job",
     "sample_rows",
     "sampled_rows",
+    "spill_scale",
     "walk_layers",
 ]
 
@@ -76,6 +77,10 @@ class FilledAny(Protocol):
 
 _SAMPLED_ROWS = 16_384
 _RUN_ROWS = 64
+_FINEST = 0.005  # of a budget, what 16 bytes more for each row of the smallest tier may take
+_SPILL_HEADROOM = 4
+"""Exponents bring deviations to at most 512; spilled in f16 they are at most 32, and rows of up to
+2,000 deviations fit."""
 _LAST_LAYER = 3.0
 """How much more a squared error after the last layer counts where no metric is known: nothing
 pays it back, and the head reads it."""
@@ -135,7 +140,8 @@ def fit_bands(
         task.advance((MOST_WALKS - walks) * size)
     if len(slots) < source.vocab_size and not sample_only:
         with progress.task("fit bands", len(plan.planes) * source.vocab_size, "rows") as task:
-            fits = _walk(job, all_rows(job), None, price, task)
+            scale = spill_scale(fit.exponent for fit in fits)
+            fits = _walk(job, all_rows(job, scale), None, price, task)
     return replace(fill_budget(fits, shape, plan.table_bytes), walks=walks)
 
 
@@ -156,6 +162,8 @@ def make_job(
     if by_slot is not None:
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
     ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
+    if not plan.entropy:  # records of any length fill a budget anyway
+        ranges = _ranges(by_slot, source.vocab_size, wish.tiers, plan.table_bytes)
     if not plan.entropy:  # how small coded records get is known after a walk only
         shape = _shape(source, plan, ranges)
         if plan.bands.predictor_bits is None:
@@ -181,7 +189,7 @@ def floor_bytes(
     """The smallest budget that `fit_bands` can fill."""
     wish = plan.bands
     assert wish is not None
-    shape = _shape(source, plan, tier_ranges(_by_slot(counts_V), source.vocab_size, wish.tiers))
+    shape = _shape(source, plan, _ranges(_by_slot(counts_V), source.vocab_size, wish.tiers, 0))
     floor = smallest_bytes(shape, wish.predictor_bits or 0)
     values = source.vocab_size * source.num_layers * source.hidden_size
     decided = wish.decided(source.vocab_size, source.hidden_size, 8 * floor / values)
@@ -193,8 +201,23 @@ def sampled_rows(vocab_size: int) -> int:
     return min(vocab_size, _SAMPLED_ROWS)
 
 
+def _ranges(
+    by_slot: npt.NDArray[np.uint64] | None, vocab_size: int, tiers: int, budget_bytes: int
+) -> tuple[TierRange, ...]:
+    """Tiers by counts; where those make none, tiers small enough to fill the budget with."""
+    ranges = tier_ranges(by_slot, vocab_size, tiers)
+    if len(ranges) > 1:
+        return ranges
+    return halved_ranges(vocab_size, _FINEST * budget_bytes / STRIDE_MULTIPLE, tiers)
+
+
 def _by_slot(counts_V: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64] | None:
     return None if counts_V is None else np.sort(counts_V)[::-1]
+
+
+def spill_scale(exponents: Iterable[int]) -> float:
+    """What to multiply values by so that f16 holds them, given the exponents of a sample's fits."""
+    return 2.0 ** -(max(exponents) + _SPILL_HEADROOM)
 
 
 def _shape(source: TableSource, plan: EncodePlan, ranges: Sequence[tuple[int, int]]) -> Shape:
@@ -317,8 +340,8 @@ def sample_rows(job: Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     return rows, chosen
 
 
-def all_rows(job: Job) -> Rows:
-    """Every row, spilled to files."""
+def all_rows(job: Job, scale: float) -> Rows:
+    """Every row, spilled to files as f16 of `scale` times the values."""
     shape = (job.source.vocab_size, job.source.hidden_size)
     return Rows(
         job.ranges,
@@ -328,6 +351,7 @@ def all_rows(job: Job) -> Rows:
         _unit(job, None),
         lambda name: job.scratch.array(name, np.float16, shape),
         lambda name, shape: job.scratch.array(name, np.float32, shape),
+        scale=scale,
     )
 
 

@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit.calibrate import Calibration
-from tolkit.compress.fit_bands import Job, all_rows, make_job, sample_rows, walk_layers
+from tolkit.compress.fit_bands import (
+    Job,
+    all_rows,
+    make_job,
+    sample_rows,
+    spill_scale,
+    walk_layers,
+)
 from tolkit.compress.plan import EncodePlan
 from tolkit.compress.resolve_steps import CodedModels, StepsLayer, class_models, resolve_steps
 from tolkit.compress.steps import (
@@ -102,6 +109,7 @@ class StepsFitter:
     ) -> None:
         self._job: Job = make_job(source, plan, counts_V, calibration, work, pool)
         self._sample = sample_rows(self._job)
+        self._spill = 1.0  # for all rows, from what a sample needed
         self._progress = progress
         self._layers = tuple(p.layer for p in plan.planes)
         self._rows_T = np.array([stop - first for first, stop in self._job.ranges])
@@ -147,13 +155,14 @@ class StepsFitter:
         self, scale: float | None, before: Symbols | None, *, everything: bool = False
     ) -> _Pass:
         job = self._job
-        rows, slots = (all_rows(job), None) if everything else self._sample
+        rows, slots = (all_rows(job, self._spill), None) if everything else self._sample
         tables = tables_of(before)
         walk = StepsWalk(rows, job.wish, job.pool, price=0.0, feedback=job.plan.feedback)
         walk.start(scale, tables)
         size = len(self._layers) * rows.count
         with self._progress.task("fit steps", size, "rows") as task:
             fits = walk_layers(job, walk.fit, rows, slots, task)
+        self._spill = spill_scale(fit.exponent for fit in fits)
         return _Pass(scale or 0.0, fits, walk.symbols, class_models(fits, walk.symbols, tables))
 
     @property

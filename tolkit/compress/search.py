@@ -149,7 +149,7 @@ class _Search:
                 for p in self._points.values()
             }
             size = next_size(excess, floor=self._floor, top=top, start=start)
-            if size is None:
+            if size is None or size in self._points:
                 return
             self._make(size)
 

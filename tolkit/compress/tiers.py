@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_TIERS", "TierRange", "tier_ranges"]
+__all__ = ["MAX_TIERS", "TierRange", "halved_ranges", "tier_ranges"]
 
 MAX_TIERS = 8
 _FEWEST_ROWS = 32
@@ -40,3 +40,19 @@ def tier_ranges(
         else:
             ranges.append((first, stop))
     return tuple(ranges)
+
+
+def halved_ranges(
+    num_rows: int, finest_rows: float, tiers: int = MAX_TIERS
+) -> tuple[TierRange, ...]:
+    """Cut rows that are all alike in halves, quarters, eighths .. until one has `finest_rows`.
+
+    A record grows by 16 bytes at a time, in all rows of a tier at once; with one tier a budget
+    could only be filled to the next 16 bytes a token.
+    """
+    ranges: list[TierRange] = []
+    first = 0
+    while len(ranges) < tiers - 1 and (left := num_rows - first) > max(finest_rows, _FEWEST_ROWS):
+        ranges.append((first, first + left // 2))
+        first += left // 2
+    return (*ranges, (first, num_rows))
