@@ -1,6 +1,6 @@
-"""Makes the golden bundles of the current format version. Run once a format version, never again.
+"""Makes the golden bundles of a format version. Run once a format version, never again.
 
-    python tests/golden/make.py                 writes tests/golden/v1.0, which must not exist
+    python tests/golden/make.py v1.1            writes tests/golden/v1.1, which must not exist
 
 A golden bundle is frozen bytes: what was written once by a released format is read for ever. The
 script is kept as provenance, not to make the same bytes again on another machine; it refuses to
@@ -33,7 +33,7 @@ from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
 from tolkit.compress.bands import BandsWish
 from tolkit.model import Decoder, ModelConfig, save_checkpoint
 from tolkit.progress import SilentProgress
-from tolkit_formats import FORMAT_VERSION, open_bundle, verify
+from tolkit_formats import open_bundle, verify
 from tolkit_formats.tensorfile import write_tensors
 
 SEED = 20261121
@@ -79,16 +79,31 @@ GOLDENS = (
 )
 
 
-def make(folder: Path) -> None:
-    """Write all golden bundles, their rows and PROVENANCE.toml into a new `folder`.
+CODED_GOLDENS = (
+    Golden(
+        "steps-klt",
+        {"tiers": True, "bits": 18.0, "transform": "klt", "predict": 3, "coding": "entropy"},
+        "entropy-coded rows: steps in a stored basis with predictions of 3 bits, two tiers",
+    ),
+    Golden(
+        "steps-hadamard",
+        {"tiers": True, "bits": 15.0, "transform": "hadamard", "predict": 0, "coding": "entropy"},
+        "entropy-coded rows: steps in the rotation, blocks of 8, two tiers",
+    ),
+)
+VERSIONS = {"v1.0": GOLDENS, "v1.1": CODED_GOLDENS}
+
+
+def make(folder: Path, version: str = "v1.0") -> None:
+    """Write all golden bundles of a version, their rows and PROVENANCE.toml into a new `folder`.
 
     Raises:
         FileExistsError: `folder` is there. Golden bundles are never made again.
     """
     folder.mkdir(parents=True)
     lines = [
-        f'command = "python tests/golden/make.py"\nseed = {SEED}',
-        f'format = "{FORMAT_VERSION[0]}.{FORMAT_VERSION[1]}"',
+        f'command = "python tests/golden/make.py {version}"\nseed = {SEED}',
+        f'format = "{version[1:]}"',
         f'commit = "{_commit()}"',
         "\n[versions]",
         f'tolkit = "{tolkit.__version__}"\npython = "{platform.python_version()}"',
@@ -96,7 +111,7 @@ def make(folder: Path) -> None:
         f'safetensors = "{safetensors.__version__}"\ntokenizers = "{tokenizers.__version__}"',
         f'machine = "{platform.machine()}"',
     ]
-    for golden in GOLDENS:
+    for golden in VERSIONS[version]:
         path = folder / f"{golden.name}.tol"
         _write(golden, path)
         verify(path)
@@ -130,7 +145,11 @@ def _write(golden: Golden, path: Path) -> None:
             return
         if "bits" in options:
             wish = BandsWish(str(options["transform"]), int(str(options["predict"])), 2)
-            spec = CompressSpec(bits_per_value=float(str(options["bits"])), bands=wish)
+            spec = CompressSpec(
+                bits_per_value=float(str(options["bits"])),
+                bands=wish,
+                coding=str(options.get("coding", "fixed")),
+            )
             compress(source, path, spec, **common)
             return
         spec = CompressSpec(
@@ -201,8 +220,9 @@ def _commit() -> str:
 
 
 if __name__ == "__main__":
-    target = HERE / f"v{FORMAT_VERSION[0]}.{FORMAT_VERSION[1]}"
+    (wanted,) = sys.argv[1:]
+    target = HERE / wanted
     try:
-        make(target)
+        make(target, wanted)
     except FileExistsError:
         sys.exit(f"{target}: is there; golden bundles are read for ever and never made again")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _coded import stranger_symbols
 
 from tolkit.tables import load_runnable
 from tolkit_formats import open_bundle, verify
@@ -21,7 +22,7 @@ from tolkit_formats.codecs import Bands
 from tolkit_formats.tensorfile import TensorFile
 
 HERE = Path(__file__).parent
-VERSIONS = ("v1.0",)
+VERSIONS = ("v1.0", "v1.1")
 
 
 def _goldens() -> dict[str, tuple[Path, dict[str, Any]]]:
@@ -42,14 +43,14 @@ def rows_beside(path: Path) -> np.ndarray:
     return np.array(file.array("rows"))
 
 
-def test_every_codec_of_1_0_is_there() -> None:
+def test_every_codec_is_there() -> None:
     stored = set()
     for path, _ in GOLDENS.values():
         for plane in open_bundle(path).manifest.tiers[0].planes:
             described = plane.codec.to_json()
             stored.add(str(described.get("dtype", described["name"])))
-    assert stored == {"f32", "f16", "bf16", "int8", "int4", "nf4", "fp4", "svd", "bands"}
-    assert len(GOLDENS) == 12
+    assert stored == {"f32", "f16", "bf16", "int8", "int4", "nf4", "fp4", "svd", "bands", "steps"}
+    assert len(GOLDENS) == 14
 
 
 @each
@@ -68,7 +69,7 @@ def test_rows_are_the_published_ones(path: Path, about: dict[str, Any]) -> None:
     bundle = open_bundle(path)
     want, got = rows_beside(path), bundle.rows(np.arange(bundle.vocab_size))
     assert got.dtype == want.dtype and got.shape == want.shape
-    if "svd" not in path.name and "bands" not in path.name:
+    if not path.name.startswith(("svd", "bands", "steps")):
         assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
         return
     # A product of matrices may be summed in any order (SPEC section 6).
@@ -116,13 +117,24 @@ def test_tiers_of_the_bands_ones(name: str) -> None:
     assert len(widths) >= 4
 
 
+@pytest.mark.parametrize("name", ["steps-klt", "steps-hadamard"])
+def test_symbols_of_the_coded_ones(name: str) -> None:
+    path = HERE / "v1.1" / f"{name}.tol"
+    bundle = open_bundle(path)
+    assert bundle.manifest.version == (1, 1)
+    assert [tier.num_rows for tier in bundle.manifest.tiers] == [36, 36]
+    for tier, symbols in zip(bundle.manifest.tiers, stranger_symbols(path), strict=True):
+        got = bundle.shards.unchecked_run(tier, 0, tier.num_rows)
+        assert got.tolist() == symbols and len(np.unique(got)) >= 4
+
+
 def test_the_script_never_makes_them_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(HERE))
     make = __import__("make")
     try:
         for version in VERSIONS:
             with pytest.raises(FileExistsError):
-                make.make(HERE / version)
+                make.make(HERE / version, version)
         make.make(tmp_path / "new")
     finally:
         sys.modules.pop("make", None)
