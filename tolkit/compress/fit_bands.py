@@ -216,7 +216,7 @@ def _by_slot(counts_V: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64] 
 
 
 def spill_scale(exponents: Iterable[int]) -> float:
-    """What to multiply values by, given the exponents of a sample's fits, so that f16 holds them."""
+    """What to multiply values by so that f16 holds them, given the exponents of a sample's fits."""
     return 2.0 ** -(max(exponents) + _SPILL_HEADROOM)
 
 
