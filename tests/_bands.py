@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from _nano import NF4, draw_plane, nano_config, nano_tokenizer
+from _nano import NF4, draw_plane, nano_config, nano_tokenizer, refresh
 
 from tolkit_formats import BundleWriter, Manifest
 from tolkit_formats.codecs import codec_from_json
@@ -23,6 +23,7 @@ from tolkit_formats.manifest import Encoding, HistoryEntry, LayerDigests, LayerS
 from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import lay_out
 from tolkit_formats.strict_json import canonical
+from tolkit_formats.tensorfile import TensorFile, write_tensors
 
 WIDTH = 12
 TIER_ROWS = (20, 33, 11)
@@ -287,9 +288,6 @@ def slow_unit(embedding_VD: np.ndarray) -> np.ndarray:
 
 def edit_array(name: str, change: Callable[[np.ndarray], object]) -> Callable[[Path], object]:
     """A damage: change one shared array in place, all digests made to fit."""
-    from _nano import refresh
-
-    from tolkit_formats.tensorfile import TensorFile, write_tensors
 
     def damage(path: Path) -> None:
         file = path / "tables" / "bases.safetensors"

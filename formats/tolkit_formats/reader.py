@@ -380,12 +380,17 @@ class Bundle:
             if name == "tables/slots.safetensors":
                 file.expect("slots", "U32", (self.vocab_size,))
             elif name == "tables/bases.safetensors":
+                expected = {
+                    shared_name(layer, array): stored
+                    for layer in self.layer_ids
+                    for array, stored in self._shared_shapes(layer).items()
+                }
                 if self.manifest.coding is not None:
-                    for array, (dtype, shape) in self.manifest.coding.shared_shapes().items():
-                        file.expect(array, dtype, shape)
-                for layer in self.layer_ids:
-                    for array, (dtype, shape) in self._shared_shapes(layer).items():
-                        file.expect(shared_name(layer, array), dtype, shape)
+                    expected |= self.manifest.coding.shared_shapes()
+                for array, (dtype, shape) in expected.items():
+                    file.expect(array, dtype, shape)
+                for array in sorted(file.infos.keys() - expected.keys()):
+                    raise BundleError(f"{file.path}: tensor {array[:80]!r} belongs to nothing")
 
     def _shared_shapes(self, layer: int) -> Mapping[str, tuple[str, tuple[int, ...]]]:
         shapes: dict[str, tuple[str, tuple[int, ...]]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import shutil
@@ -28,7 +29,7 @@ from _nano import memory_folder, refresh, reseal, tensor_bytes, tree_bytes
 
 from tolkit_formats import TolError, open_bundle, reader, verify
 from tolkit_formats.errors import BundleError, UsageError
-from tolkit_formats.tensorfile import write_tensors
+from tolkit_formats.tensorfile import TensorFile, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -120,8 +121,6 @@ def replace_embedding(
     path: Path, dtype: str, data: bytes, *, source: bool, name: str = EMBEDDING
 ) -> None:
     """Another embedding in the backbone; `source` makes the manifest call it the right one."""
-    import hashlib
-
     shape = [VOCAB_SIZE, WIDTH]
     (path / "backbone.safetensors").write_bytes(tensor_bytes({name: (dtype, shape, data)}))
     refresh(path)
@@ -152,8 +151,6 @@ P2 = {"layer": 2, "bits": 8, "exponent": -9}
 
 def removed(name: str) -> Callable[[Path], object]:
     def damage(path: Path) -> None:
-        from tolkit_formats.tensorfile import TensorFile
-
         file = path / "tables" / "bases.safetensors"
         opened = TensorFile(file)
         arrays = {
@@ -163,6 +160,20 @@ def removed(name: str) -> Callable[[Path], object]:
         }
         file.unlink()
         write_tensors(file, arrays)
+        refresh(path)
+
+    return damage
+
+
+def added(name: str) -> Callable[[Path], object]:
+    def damage(path: Path) -> None:
+        file = path / "tables" / "bases.safetensors"
+        opened = TensorFile(file)
+        arrays = {
+            key: (info.dtype, np.array(opened.array(key))) for key, info in opened.infos.items()
+        }
+        file.unlink()
+        write_tensors(file, {**arrays, name: ("U8", np.zeros(3, np.uint8))})
         refresh(path)
 
     return damage
@@ -220,6 +231,7 @@ MANIFEST = [
     Case("predictor layer true", predictors([{**P0, "layer": True}, P2]), ("predictors[0]",)),
     Case("predictor of other bits", predictors([{**P0, "bits": 4}, P2]), ("layer.0.predictor",)),
     Case("predictor nobody stored", predictors([P0, {**P0, "layer": 1}, P2]), ("layer.1.predic",)),
+    Case("array of nobody", added("layer.1.predictor"), ("'layer.1.predictor'", "nothing")),
     Case("scales missing", removed("layer.0.scales.1"), ("layer.0.scales.1",)),
     Case("mean missing", removed("layer.1.mean"), ("layer.1.mean",)),
     Case("weights missing", removed("layer.2.predictor"), ("layer.2.predictor",)),

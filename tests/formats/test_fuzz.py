@@ -21,7 +21,7 @@ from _nano import memory_folder, refresh, reseal, tree_bytes, with_header, write
 
 from tolkit_formats import TolError, open_bundle, verify
 
-ROUNDS = int(os.environ.get("TOLKIT_FUZZ", "800"))
+ROUNDS = int(os.environ.get("TOLKIT_FUZZ", "600"))
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 16, 40, 1024, 2**31, 2**32, 2**53 - 1, 2**53, 2**63, 1e300,
     0.5, -0.0, "", "a", "0", "kept", "folded", "dropped", "mapped", "identity", "raw", "svd", "nf4",
