@@ -109,7 +109,7 @@ def test_the_bound_holds_and_a_little_smaller_it_does_not(
 ) -> None:
     metric = {"max_kl": "kl_mean_nats", "max_ppl_increase": "ppl_increase"}[name]
     ends = [
-        measured_at(checkpoint, place, judge, size)[metric].interval[1] for size in (3_000, 8_500)
+        measured_at(checkpoint, place, judge, size)[metric].interval[1] for size in (4_000, 9_000)
     ]
     assert ends[0] > 1.1 * ends[1] > 0
     bound = Bound(**{name: (ends[0] * ends[1]) ** 0.5})
