@@ -129,4 +129,4 @@ def test_sampled_blocks_tell_the_errors_of_all_rows(wide: Path, tmp_path: Path) 
     assert plan.encoded_rows <= WIDE_V
     for ours, theirs in zip(plan.layers, report.layers, strict=True):
         assert ours.running_sum_error == pytest.approx(theirs.running_sum_error, rel=0.1)
-    assert plan.time_s > 0 and plan.memory_bytes > 64 << 20 and plan.scratch_bytes > 0
+    assert plan.time_s > 0 and plan.memory_bytes > 48 << 20 and plan.scratch_bytes > 0

@@ -39,6 +39,7 @@ from tolkit_formats.tensorfile import ITEM_BYTES
 
 __all__ = ["LayerOutlook", "Outlook", "outlook"]
 
+_LIBRARIES_BYTES = 48 << 20  # buffers of the numeric libraries once they have run
 _KINDS = {"basis": "bases", "predictor": "predictors"}
 _BLOCKS = 8  # of rows that are encoded to see what is lost and how long it takes
 
@@ -268,7 +269,7 @@ def _parts(source: TableSource, filled: Filled) -> dict[str, int]:
 
 
 def _memory_bytes(source: TableSource, filled: Filled, rows: int, threads: int) -> int:
-    """Of the larger of both phases: a layer being fitted, or blocks being encoded."""
+    """Of a layer being fitted and of blocks being encoded, which the allocator may both keep."""
     width = source.hidden_size
     ranks = [_rank(decided) for decided in filled.layers.values()]
     predicts = any(decided.predictor is not None for decided in filled.layers.values())
@@ -277,9 +278,12 @@ def _memory_bytes(source: TableSource, filled: Filled, rows: int, threads: int) 
     # take in float64; coefficients of sampled rows, once more while they are sorted by width.
     kept = sum(rank * width for rank in ranks) + len(ranks) * predicts * width * width
     layer = 8 * (4 * joint * joint + 6 * width * width) + 3 * 8 * min(rows, 4096) * width
+    stride = max(tier.stride for tier in filled.tiers)
+    held = min(source.vocab_size, HELD_BYTES // (stride + 4 * width))
     working = 2 * 4 * max(ranks) * width + 4 * predicts * width * width
-    encoding = working + HELD_BYTES + threads * 6 * 4 * WORK_ROWS * width
-    return kept + max(layer, encoding)
+    # Of a held row: its record, carry, target and, for predictions, embedding.
+    blocks = held * (stride + 4 * width * (2 + predicts)) + threads * 6 * 4 * WORK_ROWS * width
+    return _LIBRARIES_BYTES + kept + layer + working + blocks
 
 
 def _scratch_bytes(source: TableSource, layers: int, calibrated: bool, fitted: int) -> int:
