@@ -16,9 +16,19 @@ from tolkit.sources import TableSource
 from tolkit_formats.errors import BundleError
 from tolkit_formats.tensorfile import TensorFile, write_tensors
 
-__all__ = ["COUNTS_NAME", "load_counts", "save_counts"]
+__all__ = ["COUNTS_NAME", "assumed_counts", "load_counts", "save_counts"]
 
 COUNTS_NAME = "token_counts"
+
+
+def assumed_counts(vocab_size: int) -> npt.NDArray[np.uint64]:
+    """Counts that fall with the token id by Zipf's law, U64 [V], for when none are known.
+
+    Trained tokenizers number their tokens by falling frequency of the merges or pieces. On the
+    reference model (byte-level BPE), 1.0 bits a value: KL .0023 with these, .029 with equal
+    weights, .0011 with counts.
+    """
+    return (1e7 / (np.arange(vocab_size) + 16)).astype(np.uint64)
 
 
 def save_counts(path: Path, counts_V: npt.NDArray[np.uint64], tokenizer_digest: str) -> None:

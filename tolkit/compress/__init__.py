@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tolkit.calibrate import Calibration, load_metric
 from tolkit.compress.plan import plan_compress, plan_drop
 from tolkit.compress.spec import CompressSpec, DropSpec
-from tolkit.counts import load_counts
+from tolkit.counts import assumed_counts, load_counts
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.sources import TableSource, open_source
 
@@ -70,7 +70,7 @@ def compress(
         plan,
         out,
         command="compress",
-        options=compress_options(spec, counts_V is not None, calibration),
+        options=compress_options(spec, weights_kind(source, counts_V), calibration),
         weights_V=counts_V,
         resources=resources or Resources(),
         progress=progress or TqdmProgress(),
@@ -90,14 +90,24 @@ def open_for(
     if spec.weights not in ("auto", "none"):
         source.use_counts(load_counts(Path(spec.weights), source))
     counts_V = None if spec.weights == "none" else source.token_counts_V
+    unknown = counts_V is None and source.slot_of_token_V is None
+    if unknown and spec.weights == "auto" and spec.codec == "bands":
+        counts_V = assumed_counts(source.vocab_size)
     calibration = None
     if spec.calibration is not None:
         calibration = load_metric(Path(spec.calibration), source)
     return source, counts_V, calibration
 
 
+def weights_kind(source: TableSource, counts_V: npt.NDArray[np.uint64] | None) -> str:
+    """What rows were weighed by, for the history: none, counts or assumed."""
+    if counts_V is None:
+        return "none"
+    return "assumed" if source.token_counts_V is None else "counts"
+
+
 def compress_options(
-    spec: CompressSpec, weighted: bool, calibration: Calibration | None
+    spec: CompressSpec, weights: str, calibration: Calibration | None
 ) -> dict[str, Any]:
     """What the history of a compressed bundle says about how: plain JSON, no paths."""
     options: dict[str, Any] = {
@@ -106,7 +116,7 @@ def compress_options(
         "drop": list(spec.drop),
         "fold": spec.fold,
         "feedback": spec.feedback,
-        "weights": "counts" if weighted else "none",
+        "weights": weights,
         **spec.chosen_by,
     }
     if spec.into is not None:
