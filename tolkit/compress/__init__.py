@@ -23,6 +23,7 @@ __all__ = [
     "DropSpec",
     "compress",
     "compress_options",
+    "weights_kind",
     "drop_layers",
     "open_for",
 ]

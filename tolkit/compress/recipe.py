@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from tolkit import __version__
 from tolkit.calibrate import Calibration
-from tolkit.compress import CompressSpec, compress_options
+from tolkit.compress import CompressSpec, compress_options, weights_kind
 from tolkit.measured import Measurement, content_digest, recipe_digest, size_asked
 from tolkit.sources import TableSource
 from tolkit_formats import open_bundle
