@@ -181,7 +181,7 @@ class StepsWalk(Walk):
             symbols_NR, values_NR = quantised_steps(units_NR, classes_R, self.tables)
             if self.feedback:
                 residual_ND -= (values_NR * steps[tier]) @ scaled_RD
-                carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
+                self._spill(carry, first, residual_ND)
             return (tier, *_counted(symbols_NR.numpy(), units_NR.numpy(), fit.class_TR[tier]))
 
         layer_counts = np.zeros((GRID, 2 * _MAGNITUDES))
