@@ -25,7 +25,8 @@ from tolkit.compress import (
 from tolkit.compress.codecs import encoder_for
 from tolkit.compress.codecs.steps import StepTables, quantised_steps
 from tolkit.compress.plan import plan_compress
-from tolkit.compress.steps import GRID, Symbols, bits_at, class_of, gaussian_bits, tables_of
+from tolkit.compress.step_classes import GRID, bits_at, class_of, gaussian_bits
+from tolkit.compress.steps import Symbols, tables_of
 from tolkit.errors import UsageError
 from tolkit.model import save_checkpoint
 from tolkit.progress import SilentProgress
