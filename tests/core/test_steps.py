@@ -13,11 +13,20 @@ from _coded import stranger_symbols
 from _pico import pico_model, pico_tokenizer_files
 
 from tolkit.bundling import BundleReport, Resources
-from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers, encode_steps, fit_steps
+from tolkit.compress import (
+    CompressSpec,
+    DropSpec,
+    compress,
+    drop_layers,
+    encode_steps,
+    fit_bands,
+    fit_steps,
+)
 from tolkit.compress.codecs import encoder_for
 from tolkit.compress.codecs.steps import StepTables, quantised_steps
 from tolkit.compress.plan import plan_compress
-from tolkit.compress.steps import GRID, Symbols, bits_at, class_of, gaussian_bits, tables_of
+from tolkit.compress.step_classes import GRID, bits_at, class_of, gaussian_bits
+from tolkit.compress.steps import Symbols, tables_of
 from tolkit.errors import UsageError
 from tolkit.model import save_checkpoint
 from tolkit.progress import SilentProgress
@@ -153,6 +162,27 @@ def test_an_attempt_that_comes_out_larger_is_made_again(
     assert len(encoded) > 1
     assert report.bits_per_value <= 5.0
     verify(tmp_path / "b.tol")
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_models_of_a_sample_are_fitted_again_to_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Through spills in f16, for tables of any magnitude."""
+    model = pico_model(num_hidden_layers=L, vocab_size=V)
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.memory_mlp.down_proj.weight *= factor
+    save_checkpoint(model, tmp_path / "ckpt", pico_tokenizer_files(), None)
+    source = open_source(tmp_path / "ckpt")
+    want = np.stack([source.plane(layer)(0, V).numpy() for layer in range(L)], axis=1).sum(axis=1)
+    lost = {}
+    for sampled in (V, 100):
+        monkeypatch.setattr(fit_bands, "_SAMPLED_ROWS", sampled)
+        run(tmp_path / "ckpt", tmp_path / f"{sampled}.tol")
+        got = rows_of(tmp_path / f"{sampled}.tol").sum(axis=1)
+        lost[sampled] = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+    assert lost[100] == pytest.approx(lost[V], rel=0.15) and lost[V] < 0.25
 
 
 def test_below_the_floor_is_refused_with_the_floor(checkpoint: Path, tmp_path: Path) -> None:

@@ -29,15 +29,8 @@ from tolkit.compress.fit_bands import (
 )
 from tolkit.compress.plan import EncodePlan
 from tolkit.compress.resolve_steps import CodedModels, StepsLayer, class_models, resolve_steps
-from tolkit.compress.steps import (
-    StepsFit,
-    StepsWalk,
-    Symbols,
-    bits_at,
-    gaussian_bits,
-    kept_rows,
-    tables_of,
-)
+from tolkit.compress.step_classes import bits_at, gaussian_bits, kept_rows
+from tolkit.compress.steps import StepsFit, StepsWalk, Symbols, tables_of
 from tolkit.errors import UsageError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress

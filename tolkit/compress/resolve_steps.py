@@ -17,7 +17,8 @@ from torch import Tensor
 from tolkit.compress.codecs.bands import ANALYSIS
 from tolkit.compress.codecs.steps import StepTables
 from tolkit.compress.resolve import packed_rows, runs_of, stored_predictor
-from tolkit.compress.steps import GRID, StepsFit, Symbols
+from tolkit.compress.step_classes import GRID
+from tolkit.compress.steps import StepsFit, Symbols
 from tolkit_formats.bitpack import Run
 from tolkit_formats.codecs import Steps
 from tolkit_formats.entropy import Coding, stored_models

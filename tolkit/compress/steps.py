@@ -21,30 +21,12 @@ from torch import Tensor
 
 from tolkit.compress.bands import PlaneRows, Walk
 from tolkit.compress.codecs.steps import StepTables, quantised_steps
+from tolkit.compress.step_classes import GRID, PRICE, class_of, kept_rows, wider_steps
 from tolkit.compress.transform import Metric, Quantised, Transform, quantise_rows
 from tolkit.progress import Task
 
-__all__ = [
-    "GRID",
-    "StepsFit",
-    "StepsWalk",
-    "Symbols",
-    "bits_at",
-    "class_of",
-    "gaussian_bits",
-    "kept_rows",
-    "tables_of",
-]
+__all__ = ["StepsFit", "StepsWalk", "Symbols", "tables_of"]
 
-GRID = 64
-"""Classes there can be; class 0 is coded as nothing but zeros."""
-
-_LAMBDA = 0.12
-"""Squared error, in steps, that one bit must remove; 2 ln 2 / 12 in theory at high rates."""
-
-_PER_OCTAVE = 6
-_LEAST_RATIO = 0.2
-_LARGEST_RATIO = 32.0
 _MAGNITUDES = 128
 _ENOUGH = 256  # symbols that say something about a class
 
@@ -150,7 +132,7 @@ class StepsWalk(Walk):
         if self.wish.transform == "klt":
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
         # A component of very many steps gets fewer and wider ones, or its symbols would be cut off.
-        factor_R = _wider(ratio_TR[:, keep])
+        factor_R = wider_steps(ratio_TR[:, keep])
         if self.wish.transform == "hadamard":
             factor_R[:] = factor_R.max()  # there is no basis to carry them
         unit_R = factor_R / np.sqrt(transform.importance_R.numpy()[keep])
@@ -181,7 +163,7 @@ class StepsWalk(Walk):
             symbols_NR, values_NR = quantised_steps(units_NR, classes_R, self.tables)
             if self.feedback:
                 residual_ND -= (values_NR * steps[tier]) @ scaled_RD
-                carry[first:stop] = residual_ND.numpy().astype(carry.dtype)
+                self._spill(carry, first, residual_ND)
             return (tier, *_counted(symbols_NR.numpy(), units_NR.numpy(), fit.class_TR[tier]))
 
         layer_counts = np.zeros((GRID, 2 * _MAGNITUDES))
@@ -195,61 +177,6 @@ class StepsWalk(Walk):
         self.symbols.layer_counts.append(layer_counts)
         if self.feedback:
             self._carry = carry
-
-
-def class_of(ratio_TR: Floats) -> Integers:
-    """Class of a coefficient's deviation in steps, 0 where it is not worth coding."""
-    with np.errstate(divide="ignore"):
-        places = np.floor(np.log2(ratio_TR / _LEAST_RATIO) * _PER_OCTAVE)
-    return np.asarray(np.clip(places + 1, 0, GRID - 1), np.int64)
-
-
-def bits_at(ratio: Floats, costs_G: Floats) -> Floats:
-    """Mean bits of a symbol by the coefficient's deviation in steps, from those of the classes."""
-    with np.errstate(divide="ignore"):
-        places = np.log2(ratio / _LEAST_RATIO) * _PER_OCTAVE + 0.5
-    return np.where(places < 0.5, 0.0, np.interp(places, np.arange(GRID), costs_G))
-
-
-def gaussian_bits() -> Floats:
-    """The same for each class if its coefficients are Gaussian, before anything was counted."""
-    ratios_G = _LEAST_RATIO * 2.0 ** ((np.arange(GRID) - 0.5) / _PER_OCTAVE)
-    costs_G = np.zeros(GRID)
-    for place in range(1, GRID):
-        edges = torch.arange(4096, dtype=torch.float64) + 0.6
-        below = torch.erf(edges / (ratios_G[place] * 2**0.5))
-        shares = torch.cat([below[:1], below.diff()]).clamp(min=1e-300)
-        entropy = -(shares * shares.log2()).sum() + (1 - shares[0])  # and a sign
-        costs_G[place] = float(entropy)
-    return costs_G
-
-
-def kept_rows(ratio_TR: Floats, tier_rows: Integers, width: int) -> tuple[Integers, Integers]:
-    """Which rows of the basis pay for their bytes, and their bits: 4, 6 or 8.
-
-    A row's rounding is multiplied by its coefficient, so few bits serve coefficients of few.
-    """
-    largest_R = ratio_TR.max(axis=0)
-    bits_R = np.where(largest_R >= 4, 8, np.where(largest_R >= 1, 6, 4))
-    gains_R: Floats = tier_rows @ _gain(ratio_TR)
-    keep = np.flatnonzero(gains_R > _LAMBDA * bits_R * width)
-    return keep.astype(np.int64), bits_R[keep]
-
-
-def _gain(ratio: Floats) -> Floats:
-    """Squared error, in steps, that coding a coefficient removes, less what its bits cost.
-
-    Of the Gaussian rate-distortion function at its slope for one squared step in twelve.
-    """
-    level = 1 / 12
-    variance = np.maximum(np.where(ratio >= _LEAST_RATIO, ratio, 0.0) ** 2, level)
-    return np.asarray(variance - level - level * np.log(variance / level))
-
-
-def _wider(ratio_TR: Floats) -> Floats:
-    """Powers of two that bring the largest ratio of each component to _LARGEST_RATIO or less."""
-    largest_R = np.maximum(ratio_TR.max(axis=0, initial=0.0), _LARGEST_RATIO)
-    return np.asarray(2.0 ** np.ceil(np.log2(largest_R / _LARGEST_RATIO)))
 
 
 def _counted(
@@ -270,7 +197,7 @@ def _counted(
 def tables_of(symbols: Symbols | None) -> StepTables:
     """Thresholds and reconstruction for the next walk from what the last one counted.
 
-    A magnitude is taken where its squared error and _LAMBDA times its bits are least, and read as
+    A magnitude is taken where its squared error and PRICE times its bits are least, and read as
     the mean of what took it.
     """
     zero_G, shift_G = np.full(GRID, 0.6), np.full(GRID, 0.1)
@@ -300,7 +227,7 @@ def _thresholds(counts_GS: Floats, offsets_G3: Floats) -> tuple[Floats, Floats]:
     bits = -np.log2((by_magnitude[:, :3] + 0.5) / (total_G + 1)[:, None])
     values = np.arange(3) - np.concatenate([np.zeros((GRID, 1)), offsets_G3[:, :2]], axis=1)
     apart = np.diff(values, axis=1)
-    starts = (values[:, 1:] + values[:, :-1]) / 2 + _LAMBDA * np.diff(bits, axis=1) / (2 * apart)
+    starts = (values[:, 1:] + values[:, :-1]) / 2 + PRICE * np.diff(bits, axis=1) / (2 * apart)
     known = total_G >= _ENOUGH
     zero_G = np.where(known, np.clip(starts[:, 0], 0.5, 0.98), 0.6)
     shift_G = np.where(known, np.clip(starts[:, 1] - 1.5, 0.0, 0.4), 0.1)

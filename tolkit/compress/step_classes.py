@@ -1,0 +1,88 @@
+"""Classes of coefficients by their deviation in steps: what they cost, and which pay for a basis.
+
+T tiers, R rows of a basis, G classes of the grid; ratio = standard deviation / step.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+__all__ = [
+    "GRID",
+    "PRICE",
+    "bits_at",
+    "class_of",
+    "gaussian_bits",
+    "kept_rows",
+    "wider_steps",
+]
+
+GRID = 64
+"""Classes there can be; class 0 is coded as nothing but zeros."""
+
+PRICE = 0.12
+"""Squared error, in steps, that one bit must remove; 2 ln 2 / 12 in theory at high rates."""
+
+_PER_OCTAVE = 6
+_LEAST_RATIO = 0.2
+_LARGEST_RATIO = 32.0
+
+Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
+
+
+def class_of(ratio_TR: Floats) -> Integers:
+    """Class of a coefficient's deviation in steps, 0 where it is not worth coding."""
+    with np.errstate(divide="ignore"):
+        places = np.floor(np.log2(ratio_TR / _LEAST_RATIO) * _PER_OCTAVE)
+    return np.asarray(np.clip(places + 1, 0, GRID - 1), np.int64)
+
+
+def bits_at(ratio: Floats, costs_G: Floats) -> Floats:
+    """Mean bits of a symbol by the coefficient's deviation in steps, from those of the classes."""
+    with np.errstate(divide="ignore"):
+        places = np.log2(ratio / _LEAST_RATIO) * _PER_OCTAVE + 0.5
+    return np.where(places < 0.5, 0.0, np.interp(places, np.arange(GRID), costs_G))
+
+
+def gaussian_bits() -> Floats:
+    """The same for each class if its coefficients are Gaussian, before anything was counted."""
+    ratios_G = _LEAST_RATIO * 2.0 ** ((np.arange(GRID) - 0.5) / _PER_OCTAVE)
+    costs_G = np.zeros(GRID)
+    for place in range(1, GRID):
+        edges = torch.arange(4096, dtype=torch.float64) + 0.6
+        below = torch.erf(edges / (ratios_G[place] * 2**0.5))
+        shares = torch.cat([below[:1], below.diff()]).clamp(min=1e-300)
+        entropy = -(shares * shares.log2()).sum() + (1 - shares[0])  # and a sign
+        costs_G[place] = float(entropy)
+    return costs_G
+
+
+def kept_rows(ratio_TR: Floats, tier_rows: Integers, width: int) -> tuple[Integers, Integers]:
+    """Which rows of the basis pay for their bytes, and their bits: 4, 6 or 8.
+
+    A row's rounding is multiplied by its coefficient, so few bits serve coefficients of few.
+    """
+    largest_R = ratio_TR.max(axis=0)
+    bits_R = np.where(largest_R >= 4, 8, np.where(largest_R >= 1, 6, 4))
+    gains_R: Floats = tier_rows @ _gain(ratio_TR)
+    keep = np.flatnonzero(gains_R > PRICE * bits_R * width)
+    return keep.astype(np.int64), bits_R[keep]
+
+
+def _gain(ratio: Floats) -> Floats:
+    """Squared error, in steps, that coding a coefficient removes, less what its bits cost.
+
+    Of the Gaussian rate-distortion function at its slope for one squared step in twelve.
+    """
+    level = 1 / 12
+    variance = np.maximum(np.where(ratio >= _LEAST_RATIO, ratio, 0.0) ** 2, level)
+    return np.asarray(variance - level - level * np.log(variance / level))
+
+
+def wider_steps(ratio_TR: Floats) -> Floats:
+    """Powers of two that bring the largest ratio of each component to _LARGEST_RATIO or less."""
+    largest_R = np.maximum(ratio_TR.max(axis=0, initial=0.0), _LARGEST_RATIO)
+    return np.asarray(2.0 ** np.ceil(np.log2(largest_R / _LARGEST_RATIO)))
