@@ -166,10 +166,8 @@ def test_feedback_keeps_the_running_sum(large: Path, large_rows: Rows, tmp_path:
     plain = run(large, tmp_path / "plain.tol", bits_per_value=2.0, feedback=False)
     error = {name: lost(rows_of(tmp_path / f"{name}.tol"), large_rows) for name in ("fed", "plain")}
     assert error["fed"] < 0.85 * error["plain"]
-    own = np.linalg.norm(large_rows[:, -1])
     for name, report in (("fed", fed), ("plain", plain)):
-        total = error[name] * np.linalg.norm(large_rows.sum(axis=1)) / own
-        assert report.layers[-1].running_sum_error == pytest.approx(total, rel=1e-3)
+        assert report.layers[-1].running_sum_error == pytest.approx(error[name], rel=1e-3)
 
 
 @pytest.mark.parametrize("transform", ["klt", "hadamard"])
@@ -250,7 +248,8 @@ def test_frequent_tokens_lose_less(large: Path, large_rows: Rows, tmp_path: Path
         run(large, tmp_path / f"{weights}.tol", bits_per_value=2.0, weights=weights)
         errors[weights] = lost(rows_of(tmp_path / f"{weights}.tol"), large_rows, frequent)
     assert errors["auto"] < 0.7 * errors["none"]
-    assert len(open_bundle(tmp_path / "none.tol").manifest.tiers) == 1
+    sizes = [tier.num_rows for tier in open_bundle(tmp_path / "none.tol").manifest.tiers]
+    assert sizes[:3] == [1024, 512, 256] and sum(sizes) == 2048
 
 
 def test_a_metric_is_used_and_its_numbers_are_looked_at(checkpoint: Path, tmp_path: Path) -> None:

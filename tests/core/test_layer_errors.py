@@ -254,10 +254,10 @@ def test_a_resumed_run_and_any_number_of_threads_say_the_same(
         resources = Resources(threads=threads)
         return compress(source, where, spec, resources=resources, progress=SilentProgress())
 
-    def failing(writer: BundleWriter, tier: object, shard: int) -> object:
+    def failing(writer: BundleWriter, tier: object, shard: int, coder: object) -> object:
         if shard == finished:
             raise InterruptedRunError
-        return opened(writer, tier, shard)  # type: ignore[arg-type]
+        return opened(writer, tier, shard, coder)  # type: ignore[arg-type]
 
     small = functools.partial(lay_out, max_shard_bytes=1)
     with (

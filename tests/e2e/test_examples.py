@@ -87,6 +87,8 @@ def check_demo(folder: Path) -> None:
         "nf4, no feedback",
         "rank 50%",
         "rank 50% + nf4",
+        "1 bit",
+        "half a bit",
         "2 layers folded",
         "2 layers dropped",
     ]

@@ -273,7 +273,7 @@ def test_a_bundle_basis_that_is_not_finite(tmp_path: Path, number: float) -> Non
     )
     refresh(path)
     refused(compress_nf4, path, tmp_path / "b.tol", f"layer {LAYER}", "token")
-    with pytest.raises(InputError, match=f"layer {LAYER}: basis holds NaN or infinity"):
+    with pytest.raises(InputError, match=f"layer {LAYER}: basis: holds NaN or infinity"):
         verify(path)
 
 

@@ -176,11 +176,11 @@ def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:
         return None, moments.cov_tt
     assert moments.cov_uu is not None and moments.cov_ut is not None
     width = len(moments.cov_tt)
-    ridge = _RIDGE * float(moments.cov_uu.diagonal().mean()) + 1e-300
+    ridge = _RIDGE * float(moments.cov_uu.diagonal().mean()) + 1e-9
     eye = torch.eye(width, dtype=torch.float64)
     with one_intra_op_thread():
         weights_DD = torch.linalg.solve(moments.cov_uu + ridge * eye, moments.cov_ut)
-    if not bool(weights_DD.any()):
+    if not bool(weights_DD.any()) or not bool(torch.isfinite(weights_DD).all()):
         return None, moments.cov_tt
     quantised = quantise_rows(weights_DD.T.contiguous(), bits)
     rounded_DD = quantised.values_RD.T  # [in, out]

@@ -9,6 +9,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tolkit.compress import CompressSpec, open_for
+from tolkit.compress.fit_bands import floor_bytes
+from tolkit.compress.plan import plan_compress
 from tolkit.errors import UsageError
 from tolkit.evaluate.adjust import require_tables
 from tolkit.model import FfnRows, RowSource
@@ -20,7 +23,6 @@ from tolkit.study.fields import QUALITY, Field
 from tolkit.study.paper import PARETO
 from tolkit.study.pareto_ffn import with_stored_ffn
 from tolkit.study.pareto_methods import (
-    CALIBRATES,
     FFN,
     OWN,
     Own,
@@ -71,7 +73,7 @@ class ParetoStudy(EvaluatedStudy):
         Field("gap_bits", "gap", "number"),
     )
     paper = PARETO
-    takes = TAKES | ({"keep", "calibration"} if CALIBRATES else {"keep"})
+    takes = TAKES | {"keep", "calibration"}
     at_once = 2
 
     def fingerprint(self, context: Context) -> Mapping[str, Any]:
@@ -114,6 +116,9 @@ class ParetoStudy(EvaluatedStudy):
             problem = peer.misfit(width)
             if peer.library not in missing and problem is not None:
                 found.append(f"Left out: {peer.name}, {problem}.")
+        small = [own.name for own in OWN if not _fits(context, own)]
+        if small:
+            found.append(f"Left out: {', '.join(small)}, of which shared arrays would take half.")
         if "gguf" not in missing:
             kinds = ", ".join(GGUF_READ_ONLY)
             found.append(f"Left out: {kinds}, which the gguf package reads but does not write.")
@@ -135,7 +140,7 @@ class ParetoStudy(EvaluatedStudy):
         found = [
             _own(context, bench, own, mode)
             for own in OWN
-            if names is None or own.name in names
+            if (names is None or own.name in names) and _fits(context, own)
             for mode in own.modes
         ]
         for peer in usable_peers(bench.width):
@@ -157,6 +162,16 @@ def _calibration(context: Context) -> str | None:
     if len(named) > 1:
         raise UsageError(f"calibration: pareto takes one file, got {len(named)}")
     return named[0] if named else None
+
+
+def _fits(context: Context, own: Own) -> bool:
+    """Whether the model is large enough for that size: its shared arrays may take more."""
+    if "bits_per_value" not in own.options:
+        return True
+    spec = CompressSpec(**own.options)
+    source, counts_V, _ = open_for(context.spec.model, spec)
+    plan = plan_compress(source, spec)
+    return floor_bytes(source, plan, counts_V) <= 0.5 * plan.table_bytes
 
 
 def _digest(path: Path) -> str:

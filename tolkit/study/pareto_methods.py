@@ -5,21 +5,18 @@ V vocabulary, L layers, D hidden, K FFN inner size.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from tolkit.compress import CompressSpec
 from tolkit.errors import ResourceError, UsageError
 from tolkit.study.bundles import MODES
 from tolkit.study.peers import FFN_PEER, PEERS, Peer, installed_version
 from tolkit.study.spec import words
 
 __all__ = [
-    "CALIBRATES",
     "FFN",
     "OWN",
     "Own",
@@ -55,11 +52,10 @@ def _rank(percent: int) -> Own:
 
 
 def _budgets() -> tuple[Own, ...]:
-    """The codec `bands` at falling budgets, where this toolchain has it."""
-    if "bits_per_value" not in {field.name for field in dataclasses.fields(CompressSpec)}:
-        return ()
+    """Tables filled to falling sizes, with fixed widths and entropy-coded."""
     return tuple(
-        Own(f"bands-{bits:g}", {"codec": "bands", "bits_per_value": bits}, ("feedback",))
+        Own(f"{name}-{bits:g}", {"bits_per_value": bits, "coding": coding}, ("feedback",))
+        for name, coding in (("bands", "fixed"), ("coded", "entropy"))
         for bits in reversed(_BUDGETS)
     )
 
@@ -72,10 +68,6 @@ OWN: tuple[Own, ...] = (
     Own("svd-50-nf4", {"rank": "50%", "codec": "nf4"}),
     *(_rank(percent) for percent in (75, 50, 25, 10)),
 )
-
-
-CALIBRATES = any("bits_per_value" in own.options for own in OWN)
-"""Whether anything here looks at a calibration file (of `tol calibrate`)."""
 
 
 def usable_peers(width: int) -> list[Peer]:
