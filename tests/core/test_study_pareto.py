@@ -237,6 +237,9 @@ def test_all_that_is_installed_is_measured_and_later_added(study: RunStudy) -> N
     report = study("pareto", "wide", limit_tokens=64)
     keys = [row["key"] for row in report.rows]
     own = [f"{own.name} {mode}" for own in OWN for mode in own.modes]
+    own = [key for key in own if key in keys]
+    assert "bands-3 feedback" in own and "bands-0.5 feedback" not in own
+    assert any("bands-0.5" in note and "shared arrays" in note for note in report.notes)
     assert keys[:-5] == [*own, *(peer.name for peer in usable_peers(D)), "ffn-nf4"]
     assert keys[-5:] == [f"bound {bits}" for bits in ("0.5", "1", "2", "4", "8")]
     assert report.reused == 8

@@ -177,6 +177,7 @@ def test_a_walk_hands_on_what_a_layer_loses() -> None:
         weights_V=torch.ones(ROWS).double(),
         unit=None,
         scratch=lambda name: kept.setdefault(name, np.empty((ROWS, WIDTH), np.float32)),
+        keep=lambda name, shape: np.empty(shape, np.float32),
     )
     with block_pool(1) as pool:
         walk = Walk(rows, BandsWish("klt", 0), pool, price=0.1, feedback=True)

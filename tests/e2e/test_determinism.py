@@ -87,7 +87,7 @@ def test_another_process_gives_the_same_bytes(tmp_path: Path) -> None:
     )
     for name in NAMES:
         assert first[name] == second[name], name
-        assert len([file for file in first[name] if "records-" in file]) == 3
+        assert len([file for file in first[name] if "records-" in file]) >= 3
 
 
 def test_order_of_files_and_names_do_not_matter(tmp_path: Path) -> None:
