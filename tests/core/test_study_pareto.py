@@ -256,7 +256,7 @@ def test_what_is_not_installed_is_said(study: RunStudy, monkeypatch: pytest.Monk
     there = pareto_methods.installed_version
     for place in (pareto_methods, module):
         monkeypatch.setattr(
-            place, "installed_version", lambda name: None if name == "hqq" else there(name)
+            place, "installed_version", lambda name: None if name == "hqq" else there(name) or "1"
         )
     report = study("pareto", "wide", values="bnb-nf4", limit_tokens=64)
     assert "Not installed: hqq (pip install 'tolkit[peers]')." in report.notes
