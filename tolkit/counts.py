@@ -25,8 +25,8 @@ def assumed_counts(vocab_size: int) -> npt.NDArray[np.uint64]:
     """Counts that fall with the token id by Zipf's law, U64 [V], for when none are known.
 
     Trained tokenizers number their tokens by falling frequency of the merges or pieces. On the
-    reference model (byte-level BPE), 1.0 bits a value: KL .0023 with these, .029 with equal
-    weights, .0011 with counts.
+    reference model (byte-level BPE), 1.0 bits a value, fixed widths, no metric: KL .0022 with
+    these, .0141 with equal weights, .0014 with counts.
     """
     return (1e7 / (np.arange(vocab_size) + 16)).astype(np.uint64)
 
