@@ -260,7 +260,7 @@ def test_what_is_not_installed_is_said(study: RunStudy, monkeypatch: pytest.Monk
         )
     report = study("pareto", "wide", values="bnb-nf4", limit_tokens=64)
     assert "Not installed: hqq (pip install 'tolkit[peers]')." in report.notes
-    assert not any(peer.library == "hqq" for peer in usable_peers(D))
+    assert not any(peer.package == "hqq" for peer in usable_peers(D))
     for word in ("hqq", "hqq-4"):
         with pytest.raises(ResourceError, match=f"values: '{word}' needs hqq, which is not inst"):
             study("pareto", "wide", values=word)

@@ -43,8 +43,8 @@ ERRORS = {8: (0.004, 0.012), 5: (0.03, 0.05), 4: (0.07, 0.13), 3: (0.15, 0.22), 
 
 
 def need(peer: Peer) -> None:
-    if installed_version(peer.library) is None:
-        pytest.skip(f"{peer.library} is not installed")
+    if installed_version(peer.package) is None:
+        pytest.skip(f"{peer.package} is not installed")
 
 
 def normal(rows: int = ROWS, width: int = WIDTH) -> Tensor:
@@ -98,7 +98,7 @@ def test_blocks_of_rows_change_nothing(peer: Peer, monkeypatch: pytest.MonkeyPat
     whole = peer.round_trip(plane_VD)
     monkeypatch.setattr(base, "BLOCK_ROWS", 8)
     parts = peer.round_trip(plane_VD)
-    if peer.library == "hqq":  # whose optimiser looks at the mean error of what it is given
+    if peer.package == "hqq":  # whose optimiser looks at the mean error of what it is given
         assert error(parts, plane_VD) == pytest.approx(error(whole, plane_VD), rel=0.02)
         return
     assert torch.equal(whole.plane_VD, parts.plane_VD)
@@ -146,7 +146,7 @@ def test_our_own_integers_are_as_good_as_torchao(codec: str, peer: TorchaoPeer) 
 
 
 def test_widths_that_do_not_fit_are_named() -> None:
-    problems = {peer.library: peer.misfit(48) for peer in PEERS}
+    problems = {peer.package: peer.misfit(48) for peer in PEERS}
     assert problems["bitsandbytes"] is None
     assert problems["gguf"] == "rows of 48 values are no multiple of 32"
     assert problems["hqq"] == "rows of 48 values are no multiple of 64"

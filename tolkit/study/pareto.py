@@ -114,7 +114,7 @@ class ParetoStudy(EvaluatedStudy):
         width = open_source(context.spec.model).hidden_size
         for peer in PEERS:
             problem = peer.misfit(width)
-            if peer.library not in missing and problem is not None:
+            if peer.package not in missing and problem is not None:
                 found.append(f"Left out: {peer.name}, {problem}.")
         small = [own.name for own in OWN if not _fits(context, own)]
         if small:
@@ -201,9 +201,9 @@ def _own(context: Context, bench: Bench, own: Own, mode: str) -> Variant:
 def _peer(context: Context, bench: Bench, peer: Peer) -> Variant:
     facts = {
         "method": peer.name,
-        "family": peer.library,
+        "family": peer.package,
         "mode": "plain",
-        "version": f"{peer.library} {installed_version(peer.library)}",
+        "version": f"{peer.package} {installed_version(peer.package)}",
     }
 
     def open_(stack: ExitStack) -> Opened:
@@ -221,7 +221,7 @@ def _ffn(context: Context, bench: Bench) -> Variant:
         "method": FFN,
         "family": FFN,
         "mode": "recomputed",
-        "version": f"{FFN_PEER.library} {installed_version(FFN_PEER.library)}",
+        "version": f"{FFN_PEER.package} {installed_version(FFN_PEER.package)}",
     }
 
     def open_(stack: ExitStack) -> Opened:

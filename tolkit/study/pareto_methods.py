@@ -75,13 +75,13 @@ def usable_peers(width: int) -> list[Peer]:
     return [
         peer
         for peer in PEERS
-        if installed_version(peer.library) is not None and peer.misfit(width) is None
+        if installed_version(peer.package) is not None and peer.misfit(width) is None
     ]
 
 
 def missing_libraries() -> list[str]:
     """Libraries of peers that are not installed."""
-    names = dict.fromkeys(peer.library for peer in PEERS)
+    names = dict.fromkeys(peer.package for peer in PEERS)
     return [name for name in names if installed_version(name) is None]
 
 
@@ -96,7 +96,7 @@ def chosen_names(values: str | None, width: int) -> frozenset[str] | None:
         return None
     groups = {"ours": [own.name for own in OWN]}
     for peer in PEERS:
-        groups.setdefault(peer.library, []).append(peer.name)
+        groups.setdefault(peer.package, []).append(peer.name)
     singles = {name for names in groups.values() for name in names} | {FFN}
     usable = {own.name for own in OWN} | {peer.name for peer in usable_peers(width)} | {FFN}
     found: set[str] = set()
@@ -112,10 +112,10 @@ def chosen_names(values: str | None, width: int) -> frozenset[str] | None:
 
 
 def _unusable(word: str, width: int) -> UsageError | ResourceError:
-    peer = next(peer for peer in PEERS if word in (peer.name, peer.library))
-    if installed_version(peer.library) is None:
+    peer = next(peer for peer in PEERS if word in (peer.name, peer.package))
+    if installed_version(peer.package) is None:
         return ResourceError(
-            f"values: {word!r} needs {peer.library}, which is not installed",
+            f"values: {word!r} needs {peer.package}, which is not installed",
             hint="install it with: pip install 'tolkit[peers]'",
         )
     return UsageError(f"values: {word!r} does not fit, {peer.misfit(width)}")

@@ -52,13 +52,13 @@ class Stored:
 class Peer(Protocol):
     """One format of one library.
 
-    name: as `--values` calls it.     library: the distribution it needs, also the import name.
+    name: as `--values` calls it.     package: the distribution it needs, also the import name.
     """
 
     @property
     def name(self) -> str: ...
     @property
-    def library(self) -> str: ...
+    def package(self) -> str: ...
 
     def misfit(self, width: int) -> str | None:
         """Why rows of this width cannot be stored without crossing rows; None where they can."""
@@ -67,12 +67,12 @@ class Peer(Protocol):
         """Store float32 [V, D] (CPU, contiguous, not changed) with the library and read it back."""
 
 
-def installed_version(library: str) -> str | None:
+def installed_version(package: str) -> str | None:
     """The version of a library that can be imported, else None."""
-    if util.find_spec(library) is None:
+    if util.find_spec(package) is None:
         return None
     try:
-        return metadata.version(library)
+        return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 

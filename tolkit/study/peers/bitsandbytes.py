@@ -28,7 +28,7 @@ class FourBitPeer:
     name: str
     kind: str
     double: bool = False
-    library: str = "bitsandbytes"
+    package: str = "bitsandbytes"
 
     def misfit(self, width: int) -> str | None:
         """Any width: groups run over the flattened matrix."""
@@ -56,7 +56,7 @@ class BlockwiseInt8:
     """quantize_blockwise, 8 bits of a dynamic codebook and one absmax a block of 256."""
 
     name: str
-    library: str = "bitsandbytes"
+    package: str = "bitsandbytes"
 
     def misfit(self, width: int) -> str | None:
         """Any width: blocks run over the flattened matrix."""

@@ -27,7 +27,7 @@ class GgufPeer:
 
     name: str
     kind: str
-    library: str = "gguf"
+    package: str = "gguf"
 
     def misfit(self, width: int) -> str | None:
         """Blocks end with a row."""

@@ -20,7 +20,7 @@ class HqqPeer:
 
     name: str
     bits: int
-    library: str = "hqq"
+    package: str = "hqq"
 
     def misfit(self, width: int) -> str | None:
         """Groups end with a row."""

@@ -25,7 +25,7 @@ class TorchaoPeer:
     bits: int
     group_size: int | None
     symmetric: bool = True
-    library: str = "torchao"
+    package: str = "torchao"
 
     def misfit(self, width: int) -> str | None:
         """Groups end with a row."""
