@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 
 from tolkit_formats.bitpack import Run, field_widths
 from tolkit_formats.codecs.bands import (
-    MAX_EXPONENT,
     Bands,
+    expansion_json,
+    read_expansion,
     read_runs,
     runs_text,
 )
@@ -81,8 +82,7 @@ class Steps:
             read_integer(params, "tier", "steps", 0, tiers - 1),
             tiers,
             count,
-            read_runs(params, "basis", "steps", 2, width),
-            read_integer(params, "exponent", "steps", -MAX_EXPONENT, MAX_EXPONENT),
+            *read_expansion(params, "steps", width),
             fine,
         )
         if codec.count > codec.rank:
@@ -97,8 +97,7 @@ class Steps:
             "tier": self.tier,
             "tiers": self.tiers,
             "count": self.count,
-            "basis": runs_text(self.basis),
-            "exponent": self.exponent,
+            **expansion_json(self.basis, self.exponent),
         }
         if self.fine:
             params["fine"] = runs_text(self.fine)
