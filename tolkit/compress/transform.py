@@ -189,7 +189,8 @@ def analysis_for(basis_RD: Tensor, metric: Metric) -> Tensor:
         gram_RR = basis_RD @ metric_DD @ basis_RD.T
         diagonal_R = gram_RR.diagonal()
         diagonal_R += _TINY * diagonal_R + _TINY * diagonal_R.sum()  # rows rounded to the same
-        return torch.linalg.solve(gram_RR, basis_RD @ metric_DD).T
+        coefficients_RD: Tensor = torch.linalg.solve(gram_RR, basis_RD @ metric_DD)
+    return coefficients_RD.T
 
 
 def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:
