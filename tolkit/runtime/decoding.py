@@ -1,0 +1,109 @@
+"""A batch of prompts running through the decoder: the prompts at once, then a token a step.
+
+B rows of the batch, T positions of a call, S positions so far, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tolkit.model import Decoder, KVCache, RowSource
+from tolkit.model.padding import positions_of, visible_positions
+
+__all__ = ["Decoding"]
+
+_PROMPT_POSITIONS = 512  # of a prompt at once: what its activations and table rows need is bounded
+
+
+class Decoding:
+    """Rows decoded together. Shorter prompts are padded on the left, and the padding hidden.
+
+    Padding repeats a row's own first token, so that it needs no table rows of its own.
+
+    Args:
+        model: on the device and in the dtype to run in; unchanged.
+        rows: where table rows come from; None where the model computes them or is dense.
+        prompts: ids of each row, at least one each, all in the vocabulary.
+        capacity: positions of the key-value cache, at least the longest prompt's.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        rows: RowSource | None,
+        prompts: Sequence[Sequence[int]],
+        capacity: int,
+    ) -> None:
+        self._model = model
+        self._rows = rows
+        device, dtype = model.embedding.device, model.embedding.dtype
+        longest = max(map(len, prompts))
+        padded = [[p[0]] * (longest - len(p)) + list(p) for p in prompts]
+        self._prompt_BT = torch.tensor(padded, dtype=torch.int64, device=device)
+        self._cache = KVCache(model.config, len(prompts), capacity, dtype, device)
+        self._mask_BS: Tensor | None = None
+        if any(len(p) < longest for p in prompts):
+            pads_B1 = torch.tensor([[longest - len(p)] for p in prompts], device=device)
+            self._mask_BS = torch.arange(capacity, device=device) >= pads_B1
+            self._next_B1 = longest - pads_B1
+
+    @property
+    def length(self) -> int:
+        """Positions stored, the padding of the longest row included."""
+        return self._cache.length
+
+    def announce(self, ids: Sequence[int]) -> None:
+        """Let the source of rows begin to read what will be asked for next."""
+        prefetch: Callable[[Tensor], None] | None = getattr(self._rows, "prefetch", None)
+        if prefetch is not None:
+            prefetch(torch.tensor(ids, dtype=torch.int64))
+
+    def prompt_scores(self, look: Callable[[], None] = lambda: None) -> Tensor:
+        """Logits [B, V] after the prompts, in the model's dtype; `look` is called now and then."""
+        self.announce(sorted({int(i) for i in self._prompt_BT.reshape(-1).tolist()}))
+        length = self._prompt_BT.shape[1]
+        hidden_BTD = self._prompt_BT.new_empty(0)
+        for start in range(0, length, _PROMPT_POSITIONS):
+            ids_BT = self._prompt_BT[:, start : start + _PROMPT_POSITIONS]
+            positions_BT = visible_B1TS = None
+            if self._mask_BS is not None:
+                count = ids_BT.shape[1]
+                seen_BS = self._mask_BS[:, : start + count]
+                positions_BT = positions_of(seen_BS, count)
+                visible_B1TS = visible_positions(seen_BS, count)
+            hidden_BTD = self._model.hidden(
+                ids_BT,
+                rows=self._rows,
+                cache=self._cache,
+                positions_BT=positions_BT,
+                visible_B1TS=visible_B1TS,
+            )
+            look()
+        return self._model.logits(hidden_BTD[:, -1])
+
+    def step(self, ids: Sequence[int]) -> Tensor:
+        """Logits [B, V] after one more token of each row."""
+        ids_B1 = torch.tensor(ids, dtype=torch.int64, device=self._prompt_BT.device)[:, None]
+        positions_B1 = visible_B11S = None
+        if self._mask_BS is not None:
+            positions_B1 = self._next_B1.clone()
+            self._next_B1 += 1
+            visible_B11S = self._mask_BS[:, None, None, : self.length + 1]
+        hidden_B1D = self._model.hidden(
+            ids_B1,
+            rows=self._rows,
+            cache=self._cache,
+            positions_BT=positions_B1,
+            visible_B1TS=visible_B11S,
+        )
+        return self._model.logits(hidden_B1D[:, -1])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Only these rows of the batch go on."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self._prompt_BT.device)
+        self._cache.keep_rows(index)
+        if self._mask_BS is not None:
+            self._mask_BS, self._next_B1 = self._mask_BS[index], self._next_B1[index]

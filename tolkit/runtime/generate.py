@@ -1,0 +1,225 @@
+"""The loop of generation: read a batch of prompts, choose, step, until every row has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from tolkit.evaluate.runnable import full_float32
+from tolkit.model import Decoder, RowSource
+from tolkit.runtime.decoding import Decoding
+from tolkit.runtime.generation import Generation, GenerationStatistics
+from tolkit.runtime.memory import MemoryWatch
+from tolkit.runtime.sampling import GenerateSpec, Sampler
+from tolkit.runtime.text import StopWatch, TextStream, TokenDecoder
+
+__all__ = ["Costs", "Prompt", "Row", "generate_batch"]
+
+_LOOK_EVERY_STEPS = 32
+
+
+class Prompt(Protocol):
+    """One prompt of a call: its number, its text where it has one, and its ids."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def text(self) -> str | None: ...
+    @property
+    def ids(self) -> Sequence[int]: ...
+
+
+class Costs:
+    """Figures of one call while it runs.
+
+    Args:
+        model, rows: what runs; rows may keep no statistics.
+        device: where.
+    """
+
+    def __init__(self, model: Decoder, rows: RowSource | None, device: torch.device) -> None:
+        self.prompts = self.prompt_tokens = self.new_tokens = self.steps = 0
+        self.prompt_s = self.decode_s = 0.0
+        self.memory = MemoryWatch(device)
+        self._device = device
+        self._rows = rows
+        self._before = self._table_figures()
+        weights = {p.data_ptr(): p.nbytes for p in model.parameters()}
+        self._weights_bytes = sum(weights.values())
+
+    @contextmanager
+    def timing(self, key: str) -> Iterator[None]:
+        """Adds the block's seconds to `prompt_s` or `decode_s`; choosing ids waits for a GPU."""
+        started_s = time.perf_counter()
+        yield
+        setattr(self, key, getattr(self, key) + time.perf_counter() - started_s)
+
+    def statistics(self) -> GenerationStatistics:
+        """The figures so far."""
+        after = self._table_figures()
+        tables: dict[str, Any] = {
+            name: None if after is None or self._before is None else after[name] - before
+            for name, before in (self._before or {}).items()
+        }
+        return GenerationStatistics(
+            prompts=self.prompts,
+            prompt_tokens=self.prompt_tokens,
+            prompt_s=self.prompt_s,
+            new_tokens=self.new_tokens,
+            steps=self.steps,
+            decode_s=self.decode_s,
+            **tables,
+            cache_bytes=getattr(getattr(self._rows, "statistics", None), "cache_bytes", None),
+            weights_bytes=self._weights_bytes,
+            peak_anonymous_bytes=self.memory.peak_anonymous_bytes,
+            peak_device_bytes=self.memory.peak_device_bytes,
+        )
+
+    def _table_figures(self) -> dict[str, int] | None:
+        counted = getattr(self._rows, "statistics", None)
+        if counted is None:
+            return None
+        names = ("rows_asked", "rows_read", "bytes_read", "cache_hits")
+        return {name: int(getattr(counted, name)) for name in names}
+
+
+class Row:
+    """One prompt on its way: the ids chosen, the text shown, and why it ended."""
+
+    def __init__(self, prompt: Prompt, tokenizer: TokenDecoder, stops: Sequence[str]) -> None:
+        self.prompt = prompt
+        self.ids: list[int] = []
+        self.finish = ""
+        self._stream = TextStream(tokenizer, prompt.ids)
+        self._watch = StopWatch(stops)
+        self._pieces: list[str] = []
+
+    def push(self, token: int, eos: frozenset[int]) -> str:
+        """The text that `token` lets out; sets `finish` on the end-of-text token or a stop."""
+        self.ids.append(token)
+        if token in eos:
+            self.finish = "eos"
+            return self._rest()
+        piece = self._watch.push(self._stream.push(token))
+        self._pieces.append(piece)
+        if self._watch.stopped:
+            self.finish = "stop"
+        return piece
+
+    def end(self, reason: str) -> str:
+        """Give the row up for `reason`; returns what was held back."""
+        self.finish = reason
+        return self._rest()
+
+    def result(self) -> Generation:
+        """What came of it."""
+        return Generation(
+            index=self.prompt.index,
+            prompt=self.prompt.text,
+            prompt_ids=tuple(self.prompt.ids),
+            ids=tuple(self.ids),
+            text="".join(self._pieces),
+            finish=self.finish,
+        )
+
+    def _rest(self) -> str:
+        piece = self._watch.push(self._stream.finish())
+        if self._watch.stopped:
+            self.finish = "stop"
+        else:
+            piece += self._watch.finish()
+        self._pieces.append(piece)
+        return piece
+
+
+def generate_batch(
+    model: Decoder,
+    rows: RowSource | None,
+    batch: Sequence[Row],
+    spec: GenerateSpec,
+    *,
+    capacity: int,
+    eos: frozenset[int],
+    costs: Costs,
+) -> Iterator[tuple[Row, str]]:
+    """Continue `batch` to its end; yields each row with its new piece of text, "" included.
+
+    Args:
+        batch: changed: their ids, texts and reasons of ending are filled in.
+        capacity: positions of the key-value cache.
+        eos: ids that end a row.
+    """
+    sampler = Sampler(spec, [row.prompt.index for row in batch])
+    seen = [_Seen(row, model, wanted=sampler.needs_seen) for row in batch]
+    active = list(range(len(batch)))
+    costs.prompts += len(batch)
+    costs.prompt_tokens += sum(len(row.prompt.ids) for row in batch)
+    with _computing(costs, "prompt_s"):
+        decoding = Decoding(model, rows, [row.prompt.ids for row in batch], capacity)
+        scores_BV = decoding.prompt_scores(costs.memory.look)
+        ids = sampler.choose(scores_BV, active, [seen[i].ids_S for i in active])
+    while True:
+        going: list[int] = []
+        for i, token in zip(active, ids, strict=True):
+            yield batch[i], _accept(batch[i], token, spec, decoding, capacity, eos)
+            costs.new_tokens += 1
+            if not batch[i].finish:
+                going.append(i)
+        if not going:
+            break
+        with _computing(costs, "decode_s"):
+            kept = [at for at, i in enumerate(active) if i in going]
+            if len(kept) < len(active):
+                decoding.keep(kept)
+            active, ids = going, [ids[at] for at in kept]
+            for i, token in zip(active, ids, strict=True):
+                seen[i].add(token)
+            scores_BV = decoding.step(ids)
+            ids = sampler.choose(scores_BV, active, [seen[i].ids_S for i in active])
+            decoding.announce(ids)
+        costs.steps += 1
+        if costs.steps % _LOOK_EVERY_STEPS == 1:
+            costs.memory.look()
+
+
+@contextmanager
+def _computing(costs: Costs, key: str) -> Iterator[None]:
+    with costs.timing(key), torch.inference_mode(), full_float32():
+        yield
+
+
+def _accept(
+    row: Row,
+    token: int,
+    spec: GenerateSpec,
+    decoding: Decoding,
+    capacity: int,
+    eos: frozenset[int],
+) -> str:
+    """Add one id; ends the row where its text, its limit or the cache says so."""
+    piece = row.push(token, eos)
+    if row.finish:
+        return piece
+    if len(row.ids) == spec.max_new_tokens:
+        return piece + row.end("length")
+    if decoding.length == capacity:
+        return piece + row.end("context")
+    return piece
+
+
+class _Seen:
+    """Ids a row has seen, grown on the device; empty where nobody asks."""
+
+    def __init__(self, row: Row, model: Decoder, *, wanted: bool) -> None:
+        self._wanted = wanted
+        ids = list(row.prompt.ids) if wanted else []
+        self.ids_S: Tensor = torch.tensor(ids, dtype=torch.int64, device=model.embedding.device)
+
+    def add(self, token: int) -> None:
+        if self._wanted:
+            self.ids_S = torch.cat((self.ids_S, self.ids_S.new_tensor([token])))
