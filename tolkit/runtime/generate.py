@@ -89,32 +89,41 @@ class Costs:
 
 
 class Row:
-    """One prompt on its way: the ids chosen, the text shown, and why it ended."""
+    """One prompt on its way: the ids chosen, the text shown, and why it ended.
 
-    def __init__(self, prompt: Prompt, tokenizer: TokenDecoder, stops: Sequence[str]) -> None:
+    Args:
+        stops: texts before which it ends.
+        limit: ids it may get, at least 1; `limit_reason`: its way of ending when it has them.
+    """
+
+    def __init__(
+        self,
+        prompt: Prompt,
+        tokenizer: TokenDecoder,
+        stops: Sequence[str],
+        limit: int,
+        limit_reason: str,
+    ) -> None:
         self.prompt = prompt
+        self.limit = limit
         self.ids: list[int] = []
         self.finish = ""
+        self._limit_reason = limit_reason
         self._stream = TextStream(tokenizer, prompt.ids)
         self._watch = StopWatch(stops)
         self._pieces: list[str] = []
 
     def push(self, token: int, eos: frozenset[int]) -> str:
-        """The text that `token` lets out; sets `finish` on the end-of-text token or a stop."""
+        """The text that `token` lets out; sets `finish` where it is the last."""
         self.ids.append(token)
-        if token in eos:
-            self.finish = "eos"
-            return self._rest()
-        piece = self._watch.push(self._stream.push(token))
-        self._pieces.append(piece)
+        piece = "" if token in eos else self._watch.push(self._stream.push(token))
         if self._watch.stopped:
             self.finish = "stop"
+        elif token in eos or len(self.ids) == self.limit:
+            self.finish = "eos" if token in eos else self._limit_reason
+            piece += self._rest()
+        self._pieces.append(piece)
         return piece
-
-    def end(self, reason: str) -> str:
-        """Give the row up for `reason`; returns what was held back."""
-        self.finish = reason
-        return self._rest()
 
     def result(self) -> Generation:
         """What came of it."""
@@ -131,10 +140,7 @@ class Row:
         piece = self._watch.push(self._stream.finish())
         if self._watch.stopped:
             self.finish = "stop"
-        else:
-            piece += self._watch.finish()
-        self._pieces.append(piece)
-        return piece
+        return piece + self._watch.finish()
 
 
 def generate_batch(
@@ -143,7 +149,6 @@ def generate_batch(
     batch: Sequence[Row],
     spec: GenerateSpec,
     *,
-    capacity: int,
     eos: frozenset[int],
     costs: Costs,
 ) -> Iterator[tuple[Row, str]]:
@@ -151,7 +156,6 @@ def generate_batch(
 
     Args:
         batch: changed: their ids, texts and reasons of ending are filled in.
-        capacity: positions of the key-value cache.
         eos: ids that end a row.
     """
     sampler = Sampler(spec, [row.prompt.index for row in batch])
@@ -159,6 +163,7 @@ def generate_batch(
     active = list(range(len(batch)))
     costs.prompts += len(batch)
     costs.prompt_tokens += sum(len(row.prompt.ids) for row in batch)
+    capacity = max(len(row.prompt.ids) for row in batch) + max(row.limit for row in batch)
     with _computing(costs, "prompt_s"):
         decoding = Decoding(model, rows, [row.prompt.ids for row in batch], capacity)
         scores_BV = decoding.prompt_scores(costs.memory.look)
@@ -166,8 +171,8 @@ def generate_batch(
     while True:
         going: list[int] = []
         for i, token in zip(active, ids, strict=True):
-            yield batch[i], _accept(batch[i], token, spec, decoding, capacity, eos)
             costs.new_tokens += 1
+            yield batch[i], batch[i].push(token, eos)
             if not batch[i].finish:
                 going.append(i)
         if not going:
@@ -191,25 +196,6 @@ def generate_batch(
 def _computing(costs: Costs, key: str) -> Iterator[None]:
     with costs.timing(key), torch.inference_mode(), full_float32():
         yield
-
-
-def _accept(
-    row: Row,
-    token: int,
-    spec: GenerateSpec,
-    decoding: Decoding,
-    capacity: int,
-    eos: frozenset[int],
-) -> str:
-    """Add one id; ends the row where its text, its limit or the cache says so."""
-    piece = row.push(token, eos)
-    if row.finish:
-        return piece
-    if len(row.ids) == spec.max_new_tokens:
-        return piece + row.end("length")
-    if decoding.length == capacity:
-        return piece + row.end("context")
-    return piece
 
 
 class _Seen:

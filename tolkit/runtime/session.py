@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -98,26 +98,23 @@ class Session:
         """The same, each batch's results as soon as it has ended, in the order of the prompts."""
         spec = spec or GenerateSpec()
         ready = [self._prompt(i, prompt) for i, prompt in enumerate(prompts)]
-        batches = [ready[i : i + spec.batch] for i in range(0, len(ready), spec.batch)]
-        planned = [self._planned(batch, spec) for batch in batches]
+        rows = self._rows(ready, spec)
         self._costs = Costs(self.model, self.rows, self.device)
-        for batch, (batch_spec, capacity) in zip(batches, planned, strict=True):
-            rows = [Row(prompt, self.tokenizer, spec.stop) for prompt in batch]
-            for row, piece in self._pieces(rows, batch_spec, capacity):
+        for start in range(0, len(rows), spec.batch):
+            batch = rows[start : start + spec.batch]
+            for row, piece in self._pieces(batch, spec):
                 if piece and on_text is not None:
                     on_text(row.prompt.index, piece)
-            yield from (row.result() for row in rows)
+            yield from (row.result() for row in batch)
 
     def stream(
         self, prompt: str | Sequence[int], spec: GenerateSpec | None = None
     ) -> Iterator[str]:
         """Pieces of one prompt's text as they come; joined they are what `generate` gives."""
         spec = spec or GenerateSpec()
-        ready = [self._prompt(0, prompt)]
-        spec, capacity = self._planned(ready, spec)
+        rows = self._rows([self._prompt(0, prompt)], spec)
         self._costs = Costs(self.model, self.rows, self.device)
-        rows = [Row(ready[0], self.tokenizer, spec.stop)]
-        return (piece for _, piece in self._pieces(rows, spec, capacity) if piece)
+        return (piece for _, piece in self._pieces(rows, spec) if piece)
 
     def close(self) -> None:
         """Give back what the source of rows holds open."""
@@ -136,14 +133,10 @@ class Session:
     ) -> None:
         self.close()
 
-    def _pieces(
-        self, rows: Sequence[Row], spec: GenerateSpec, capacity: int
-    ) -> Iterator[tuple[Row, str]]:
+    def _pieces(self, rows: Sequence[Row], spec: GenerateSpec) -> Iterator[tuple[Row, str]]:
         eos = frozenset[int]() if spec.ignore_eos else self._eos
         costs = self._costs
-        yield from generate_batch(
-            self.model, self.rows, rows, spec, capacity=capacity, eos=eos, costs=costs
-        )
+        yield from generate_batch(self.model, self.rows, rows, spec, eos=eos, costs=costs)
         costs.memory.look()
 
     def _prompt(self, index: int, prompt: str | Sequence[int]) -> _Prompt:
@@ -165,33 +158,35 @@ class Session:
             raise UsageError(f"prompt {index}: token {beyond} is outside the vocabulary of {most}")
         return _Prompt(index, text, tuple(ids))
 
-    def _planned(self, batch: Sequence[_Prompt], spec: GenerateSpec) -> tuple[GenerateSpec, int]:
-        """The spec with its number of new tokens, and the positions of the cache."""
+    def _rows(self, batch: Sequence[_Prompt], spec: GenerateSpec) -> list[Row]:
+        """A row for each prompt, with the number of tokens it may get."""
         most = self.model.config.max_position_embeddings
-        longest = max(batch, key=lambda prompt: len(prompt.ids))
-        length = len(longest.ids)
         if spec.context is not None and spec.context > most:
             raise UsageError(f"context: expected at most the model's {most}, got {spec.context}")
-        room = (spec.context or most) - length
-        if room < 1:
-            raise UsageError(
-                f"prompt {longest.index}: has {length} tokens, which leaves no room for a new one "
-                f"in {spec.context or most} positions",
-                hint=f"shorten it to {length + room - 1} tokens"
-                + (" or raise --context" if spec.context and spec.context < most else ""),
-            )
-        if spec.max_new_tokens is None:
-            spec = replace(spec, max_new_tokens=min(_NEW_TOKENS, room))
-        assert spec.max_new_tokens is not None
-        if spec.context is not None:
-            return spec, spec.context
-        if spec.max_new_tokens > room:
-            raise UsageError(
-                f"max_new_tokens: {spec.max_new_tokens} and the {length} tokens of prompt "
-                f"{longest.index} exceed the model's {most} positions",
-                hint=f"give --max-new-tokens {room} or less, or a shorter prompt",
-            )
-        return spec, length + spec.max_new_tokens
+        wanted = spec.max_new_tokens or _NEW_TOKENS
+        rows = []
+        for prompt in batch:
+            room = (spec.context or most) - len(prompt.ids)
+            if room < 1:
+                raise _too_long(prompt, spec.context or most, most)
+            if spec.max_new_tokens is not None and spec.context is None and wanted > room:
+                raise UsageError(
+                    f"max_new_tokens: {wanted} and the {len(prompt.ids)} tokens of prompt "
+                    f"{prompt.index} exceed the model's {most} positions",
+                    hint=f"give --max-new-tokens {room} or less, or --context {most} to stop there",
+                )
+            limit, reason = (wanted, "length") if wanted <= room else (room, "context")
+            rows.append(Row(prompt, self.tokenizer, spec.stop, limit, reason))
+        return rows
+
+
+def _too_long(prompt: _Prompt, positions: int, most: int) -> UsageError:
+    raise_context = " or raise --context" if positions < most else ""
+    return UsageError(
+        f"prompt {prompt.index}: has {len(prompt.ids)} tokens, which leaves no room for a new one "
+        f"in {positions} positions",
+        hint=f"shorten it to {positions - 1} tokens{raise_context}",
+    )
 
 
 def load_session(
