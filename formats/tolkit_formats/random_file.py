@@ -31,6 +31,7 @@ class RandomFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._fd = -1
         with operation("open", path):
             self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             if hasattr(os, "posix_fadvise"):
@@ -73,6 +74,9 @@ class RandomFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+    def __del__(self) -> None:
+        self.close()
 
     def _now(self) -> tuple[int, int]:
         with operation("read", self.path):
