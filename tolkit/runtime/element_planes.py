@@ -76,7 +76,7 @@ class _FourBitDecoder:
         looked_up = self._pair_of_byte.index_select(0, packed_nPH.reshape(-1).int())
         values_nPW = looked_up.view(torch.float32).view(n, planes, 2 * pairs)[..., :width]
         full = width // size
-        whole_nPJG = values_nPW[..., : full * size].unflatten(-1, (full, size))
+        whole_nPJG = values_nPW[..., : full * size].view(n, planes, full, size)
         whole_nPJG.mul_(absmax_nPJ[..., :full, None])
         if full < groups:
             values_nPW[..., full * size :].mul_(absmax_nPJ[..., full:])

@@ -24,7 +24,7 @@ from tolkit_formats.codecs import Bands, Codec, Steps, Svd
 from tolkit_formats.reader import Bundle
 from tolkit_formats.records import Plane, Tier
 
-__all__ = ["RecordDecoder", "unit_rows"]
+__all__ = ["RecordDecoder", "backbone_embedding", "unit_rows"]
 
 _EMBEDDING = "model.embed_tokens.weight"
 
@@ -38,6 +38,9 @@ class RecordDecoder:
         dtype: of the rows; they are computed in float32.
         embedding_VD: the model's embedding on `device`, where it is there anyway; else a bundle
             with predictors has it mapped (CPU) or copied (elsewhere) from its backbone.
+
+    Attributes:
+        size_bytes: of the expanded bases and predictors, the largest arrays it holds.
 
     Raises:
         BundleError: a shared array no encoder writes; the message names the layer.
@@ -62,9 +65,11 @@ class RecordDecoder:
             for place, layer in enumerate(bundle.layer_ids)
             if (weights_DD := shared.predictor(layer)) is not None
         }
+        expanded = [*shared.bases, *self._predictors.values()]
+        self.size_bytes = sum(tensor.nbytes for tensor in expanded)
         if self._predictors:
             self._embedding_VD = (
-                _embedding(bundle, device) if embedding_VD is None else embedding_VD
+                backbone_embedding(bundle, device) if embedding_VD is None else embedding_VD
             )
 
     def decode(self, tier: int, records_nS: Tensor, ids_n: Tensor) -> Tensor:
@@ -129,7 +134,8 @@ def _aligned(records_nS: Tensor) -> Tensor:
     return records_nS.clone() if records_nS.storage_offset() % 4 else records_nS
 
 
-def _embedding(bundle: Bundle, device: torch.device) -> Tensor:
+def backbone_embedding(bundle: Bundle, device: torch.device) -> Tensor:
+    """A bundle's embedding [V, D] as stored: mapped on a CPU, copied elsewhere."""
     bundle.embedded([0])  # compares its digest with the one the tables are for
     return mapped_tensor(bundle.tensor_file("backbone.safetensors"), _EMBEDDING).to(device)
 
@@ -140,22 +146,28 @@ class _SharedArrays:
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
         self._bundle = bundle
         self._device = device
-        self._bases: dict[int, Tensor] = {}
+        self._bases: dict[object, Tensor] = {}
 
     def stored(self, layer: int) -> Mapping[str, NDArray[Any]]:
         """As stored, the entropy coder's among them."""
         return {**self._bundle.shared(layer), **self._bundle.common}
 
+    @property
+    def bases(self) -> list[Tensor]:
+        """All that were expanded so far."""
+        return list(self._bases.values())
+
     def basis(self, layer: int, codec: Bands | Steps | Svd) -> Tensor:
         """All rows of a layer's basis, float32 [R, D] on the device."""
-        if layer not in self._bases:
+        key = (layer, None if isinstance(codec, Svd) else codec.basis)
+        if key not in self._bases:
             stored = self._bundle.shared(layer)
             if isinstance(codec, Svd):
                 basis_RD = np.asarray(stored["basis"], np.float32)
             else:
                 basis_RD = self.named(layer, lambda: codec.basis_rows(stored))
-            self._bases[layer] = torch.from_numpy(basis_RD).to(self._device)
-        return self._bases[layer]
+            self._bases[key] = torch.from_numpy(basis_RD).to(self._device)
+        return self._bases[key]
 
     def predictor(self, layer: int) -> NDArray[np.float32] | None:
         return self._bundle.predictor_weights(layer)
