@@ -16,6 +16,7 @@ from tolkit.errors import CheckpointError, MismatchError, ResourceError, UsageEr
 from tolkit.model import KVCache, load_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit.runtime import GenerateSpec, Generation, Session, load_session
+from tolkit_formats import open_bundle
 
 KINDS: dict[str, dict[str, Any]] = {**HF_KINDS, "dense": {"architecture": "dense"}}
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -211,12 +212,31 @@ def test_statistics_add_up(work: Path) -> None:
     assert figures.steps == 15
     weights = load_checkpoint(work / "ckpt").parameters()
     assert figures.weights_bytes == sum(weight.nbytes for weight in weights)
-    assert figures.bytes_read is None
+    assert (figures.tables, figures.bytes_read_per_token, figures.hit_rate) == (None, None, None)
     facts = json.loads(json.dumps(figures.to_json()))
     assert facts["ms_per_token"] == pytest.approx(1e3 * figures.decode_s / 15)
     assert facts["tokens_per_s"] == pytest.approx(25 / figures.decode_s)
     session.generate([PROMPTS[0]], LONG)
     assert session.statistics.prompts == 1
+
+
+def test_reads_are_counted_for_the_call(work: Path) -> None:
+    stride = open_bundle(work / "full.tol").manifest.tiers[0].stride
+    with session_of(work / "full.tol", max_table_bytes=8 * stride) as session:
+        (result,) = session.generate([PROMPTS[2]], LONG)
+        figures = session.statistics
+        assert figures.tables is not None
+        passed = [*PROMPTS[2], *result.ids[:-1]]
+        assert figures.tables.rows_distinct == len(set(PROMPTS[2])) + 19
+        assert figures.tables.bytes_read >= stride * figures.tables.rows_read > 0
+        assert figures.bytes_read_per_token == figures.tables.bytes_read / len(passed)
+        assert figures.hit_rate is not None
+        assert 0 < figures.hit_rate < 1
+        assert 0 < figures.tables.cache_bytes <= 8 * stride
+    with session_of(work / "full.tol", tables="host") as session:
+        session.generate(PROMPTS, LONG)
+        assert session.statistics.bytes_read_per_token == 0
+        assert session.statistics.hit_rate == 1
 
 
 def test_bfloat16_weights_stay_bfloat16(tmp_path: Path) -> None:
@@ -244,7 +264,7 @@ def test_a_cache_keeps_the_rows_asked_for() -> None:
 
 
 def test_what_cannot_be_loaded_is_named(work: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="tables: expected disk, host, device, got 'tape'"):
+    with pytest.raises(UsageError, match="tables: expected one of disk, host, device, got 'tape'"):
         session_of(work / "full.tol", tables="tape")
     with pytest.raises(UsageError, match=r"tables: .* is a checkpoint"):
         session_of(work / "ckpt", tables="disk")

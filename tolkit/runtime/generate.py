@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from tolkit.runtime.decoding import Decoding
 from tolkit.runtime.generation import Generation, GenerationStatistics
 from tolkit.runtime.memory import MemoryWatch
 from tolkit.runtime.sampling import GenerateSpec, Sampler
+from tolkit.runtime.statistics import TableStatistics
 from tolkit.runtime.text import StopWatch, TextStream, TokenDecoder
 
 __all__ = ["Costs", "Prompt", "Row", "generate_batch"]
@@ -48,7 +49,7 @@ class Costs:
         self.memory = MemoryWatch(device)
         self._device = device
         self._rows = rows
-        self._before = self._table_figures()
+        self._before = self._table_statistics()
         weights = {p.data_ptr(): p.nbytes for p in model.parameters()}
         self._weights_bytes = sum(weights.values())
 
@@ -61,11 +62,9 @@ class Costs:
 
     def statistics(self) -> GenerationStatistics:
         """The figures so far."""
-        after = self._table_figures()
-        tables: dict[str, Any] = {
-            name: None if after is None or self._before is None else after[name] - before
-            for name, before in (self._before or {}).items()
-        }
+        after, tables = self._table_statistics(), None
+        if after is not None and self._before is not None:
+            tables = after.since(self._before)
         return GenerationStatistics(
             prompts=self.prompts,
             prompt_tokens=self.prompt_tokens,
@@ -73,19 +72,15 @@ class Costs:
             new_tokens=self.new_tokens,
             steps=self.steps,
             decode_s=self.decode_s,
-            **tables,
-            cache_bytes=getattr(getattr(self._rows, "statistics", None), "cache_bytes", None),
+            tables=tables,
             weights_bytes=self._weights_bytes,
             peak_anonymous_bytes=self.memory.peak_anonymous_bytes,
             peak_device_bytes=self.memory.peak_device_bytes,
         )
 
-    def _table_figures(self) -> dict[str, int] | None:
-        counted = getattr(self._rows, "statistics", None)
-        if counted is None:
-            return None
-        names = ("rows_asked", "rows_read", "bytes_read", "cache_hits")
-        return {name: int(getattr(counted, name)) for name in names}
+    def _table_statistics(self) -> TableStatistics | None:
+        found = getattr(self._rows, "statistics", None)
+        return found if isinstance(found, TableStatistics) else None
 
 
 class Row:

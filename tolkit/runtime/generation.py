@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from tolkit.runtime.statistics import TableStatistics
+
 __all__ = ["Generation", "GenerationStatistics"]
 
 
@@ -50,9 +52,7 @@ class GenerationStatistics:
         prompt_tokens: ids of theirs read, in `prompt_s` seconds.
         new_tokens: chosen, the first of each prompt out of the prompt's own pass.
         steps: passes of one token a row, in `decode_s` seconds with the choosing.
-        rows_asked, rows_read, bytes_read, cache_hits: of the table source; None without one that
-            counts.
-        cache_bytes: what the source's cache of rows holds now.
+        tables: what the source of rows counted; None without one that counts.
         weights_bytes: the model's weights in memory.
         peak_anonymous_bytes: memory of the process that is no file's, the most seen at steps.
         peak_device_bytes: torch's memory on the GPU.
@@ -64,11 +64,7 @@ class GenerationStatistics:
     new_tokens: int = 0
     steps: int = 0
     decode_s: float = 0.0
-    rows_asked: int | None = None
-    rows_read: int | None = None
-    bytes_read: int | None = None
-    cache_hits: int | None = None
-    cache_bytes: int | None = None
+    tables: TableStatistics | None = None
     weights_bytes: int = 0
     peak_anonymous_bytes: int | None = None
     peak_device_bytes: int | None = None
@@ -92,14 +88,14 @@ class GenerationStatistics:
     def bytes_read_per_token(self) -> float | None:
         """Bytes of tables read for each token that went through the model."""
         passed = self.prompt_tokens + self.new_tokens - self.prompts
-        return None if self.bytes_read is None or not passed else self.bytes_read / passed
+        return None if self.tables is None or not passed else self.tables.bytes_read / passed
 
     @property
     def hit_rate(self) -> float | None:
-        """Share of the rows asked for that the cache held."""
-        if self.cache_hits is None or not self.rows_asked:
+        """Share of the distinct rows of each pass that were not read for it, or just before it."""
+        if self.tables is None or not self.tables.rows_distinct:
             return None
-        return self.cache_hits / self.rows_asked
+        return max(0.0, 1 - self.tables.rows_read / self.tables.rows_distinct)
 
     def to_json(self) -> dict[str, Any]:
         """All figures, those worked out too."""
@@ -107,4 +103,6 @@ class GenerationStatistics:
             *("prompt_tokens_per_s", "tokens_per_s", "ms_per_token"),
             *("bytes_read_per_token", "hit_rate"),
         )
-        return {**vars(self), **{name: getattr(self, name) for name in worked_out}}
+        facts = {**vars(self), **{name: getattr(self, name) for name in worked_out}}
+        facts["tables"] = None if self.tables is None else vars(self.tables)
+        return facts

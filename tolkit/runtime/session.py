@@ -15,15 +15,14 @@ from tolkit.evaluate.runnable import pick_device, pick_dtype
 from tolkit.model import Decoder, RowSource, checkpoint_tensors, load_checkpoint
 from tolkit.runtime.generate import Costs, Row, generate_batch
 from tolkit.runtime.generation import Generation, GenerationStatistics
+from tolkit.runtime.rows import TABLE_PLACES, open_table_rows
 from tolkit.runtime.sampling import GenerateSpec
 from tolkit.sources import is_bundle
-from tolkit.tables import BundleRows, bundle_decoder, bundle_tokenizer, checkpoint_tokenizer
-from tolkit_formats.reader import Bundle, open_bundle
+from tolkit_formats.reader import open_bundle
 
 __all__ = ["Session", "load_session"]
 
 _NEW_TOKENS = 128
-_TABLES = ("disk", "host", "device")
 
 OnText = Callable[[int, str], None]
 """Called with a prompt's number and each new piece of its text."""
@@ -211,16 +210,25 @@ def load_session(
         UsageError: unknown names, or tables of a checkpoint.
         ResourceError: no such device, or the tables do not fit in the memory allowed.
     """
+    # That module imports the sources of rows from here.
+    from tolkit.tables import bundle_decoder, bundle_tokenizer, checkpoint_tokenizer
+
     path = Path(path)
     where = pick_device(device)
     kind = None if dtype is None else pick_dtype(dtype)
-    if tables is not None and tables not in _TABLES:
-        raise UsageError(f"tables: expected {', '.join(_TABLES)}, got {tables!r}")
+    if tables is not None and tables not in TABLE_PLACES:
+        raise UsageError(f"tables: expected one of {', '.join(TABLE_PLACES)}, got {tables!r}")
     if is_bundle(path):
         bundle = open_bundle(path)
         tokenizer = bundle_tokenizer(bundle)
         model = bundle_decoder(bundle, dtype=kind, device=where).eval()
-        rows = _open_rows(bundle, tables or "disk", model, max_table_bytes)
+        rows = open_table_rows(
+            bundle,
+            tables or "disk",
+            device=where,
+            dtype=model.embedding.dtype,
+            max_table_bytes=max_table_bytes,
+        )
         return Session(model, tokenizer, rows, path, "bundle")
     for name, value in (("tables", tables), ("max_table_bytes", max_table_bytes)):
         if value is not None:
@@ -232,7 +240,3 @@ def load_session(
     tokenizer = checkpoint_tokenizer(path, config.vocab_size)
     model = load_checkpoint(path, dtype=kind, device=where).eval()
     return Session(model, tokenizer, None, path, "checkpoint")
-
-
-def _open_rows(bundle: Bundle, tables: str, model: Decoder, most_bytes: int | None) -> RowSource:
-    return BundleRows(bundle)
