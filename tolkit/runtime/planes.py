@@ -117,7 +117,5 @@ def _one_layer(
     for piece in pieces:
         assert piece.where is not None
         here = ids_n[piece.where]
-        rows_nD[piece.where] = decoder.decode_plane(
-            piece.tier, place, piece.plane(place), here
-        )
+        rows_nD[piece.where] = decoder.decode_plane(piece.tier, place, piece.plane(place), here)
     return rows_nD
