@@ -148,7 +148,7 @@ class Bundle:
         tiers = self.manifest.tiers
         if len(tiers) == 1:
             return [(tiers[0], slice(None))] if len(slots) else []
-        found = []
+        found: list[tuple[Tier, Where]] = []
         for tier in tiers:
             inside = (slots >= tier.first_slot) & (slots < tier.first_slot + tier.num_rows)
             where = np.flatnonzero(inside)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tolkit_formats.entropy import length_dtype
 from tolkit_formats.errors import BundleError, ResourceError
+from tolkit_formats.files import bytes_view
 from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES
 from tolkit_formats.random_file import RandomFile
 from tolkit_formats.reader import Bundle
@@ -203,7 +204,7 @@ class RecordFiles:
                 start = block * CHECKSUM_BLOCK_BYTES
                 data = np.empty(min(CHECKSUM_BLOCK_BYTES, size_bytes - start), np.uint8)
                 shard.file.read_into(data, start)
-                if hashlib.sha256(data).digest() != expected[block].tobytes():
+                if hashlib.sha256(bytes_view(data)).digest() != expected[block].tobytes():
                     raise BundleError(
                         f"{shard.file.path}: is damaged, or a file of another bundle",
                         hint=f"run: tol verify {self._bundle.path}",

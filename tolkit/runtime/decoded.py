@@ -59,9 +59,8 @@ class DecodedRows:
         self.bundle.slots_of(ids_n.numpy())  # refuses ids out of range
         fresh = torch.unique(ids_n[~self._known_V[ids_n]])
         if len(fresh):
+            planes = self._disk.fetch(fresh)
             for place, layer in enumerate(self.bundle.layer_ids):
-                if place == 0:
-                    planes = self._disk.fetch(fresh)
                 plane_nD = planes[layer]
                 assert plane_nD is not None
                 self._rows_VKD[fresh, place] = plane_nD

@@ -70,7 +70,9 @@ class HostRows:
         self._device = device or torch.device("cpu")
         self._decoder = RecordDecoder(bundle, self._device, dtype)
         self._on_gpu = self._device.type == "cuda"
-        self._stream = torch.cuda.Stream(self._device) if self._on_gpu else None
+        self._stream: torch.cuda.Stream | None = None
+        if self._on_gpu:
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._ahead: tuple[Tensor, list[TierRecords]] | None = None
         self._statistics = TableStatistics()
         files = RecordFiles(bundle, check_crc=True)
