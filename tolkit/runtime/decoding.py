@@ -43,7 +43,9 @@ class Decoding:
         longest = max(map(len, prompts))
         padded = [[p[0]] * (longest - len(p)) + list(p) for p in prompts]
         self._prompt_BT = torch.tensor(padded, dtype=torch.int64, device=device)
-        self._cache = KVCache(model.config, len(prompts), capacity, dtype, device)
+        self._cache = KVCache(
+            model.config, len(prompts), capacity, _cache_dtype(device, dtype), device
+        )
         self._mask_BS: Tensor | None = None
         if any(len(p) < longest for p in prompts):
             pads_B1 = torch.tensor([[longest - len(p)] for p in prompts], device=device)
@@ -107,3 +109,12 @@ class Decoding:
         self._cache.keep_rows(index)
         if self._mask_BS is not None:
             self._mask_BS, self._next_B1 = self._mask_BS[index], self._next_B1[index]
+
+
+def _cache_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """The format of keys and values.
+
+    On the CPU float32 even for a narrower model: attention of one position over 256 took
+    0.12 ms a layer in float32 and 0.83 ms in bfloat16 (32 heads of 64, one thread of an EPYC).
+    """
+    return torch.float32 if device.type == "cpu" else dtype
