@@ -13,9 +13,10 @@ from _pico import PICO_VOCAB, pico_checkpoint, pico_ids, pico_model
 
 from tolkit.compress import CompressSpec, compress
 from tolkit.errors import CheckpointError, MismatchError, ResourceError, UsageError
-from tolkit.model import KVCache, load_checkpoint
+from tolkit.model import Decoder, KVCache, RowSource, load_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit.runtime import GenerateSpec, Generation, Session, load_session
+from tolkit.runtime.decoding import Decoding, StepKind, step_kind
 from tolkit_formats import open_bundle
 
 KINDS: dict[str, dict[str, Any]] = {**HF_KINDS, "dense": {"architecture": "dense"}}
@@ -282,3 +283,52 @@ def test_what_cannot_be_loaded_is_named(work: Path, tmp_path: Path) -> None:
 def test_a_device_that_is_not_here(work: Path) -> None:
     with pytest.raises(ResourceError, match="cuda is not here"):
         load_session(work / "ckpt", device="cuda")
+
+
+@kinds
+def test_steps_of_one_shape_give_the_same_scores(kind: dict[str, Any], tmp_path: Path) -> None:
+    model = load_checkpoint(pico_checkpoint(tmp_path / "ckpt", **kind))
+    compare_steps(model, None, "yes")
+
+
+@pytest.mark.parametrize("name", ["full.tol", "small.tol"])
+def test_steps_of_one_shape_take_rows_of_the_device(work: Path, name: str) -> None:
+    session = session_of(work / name, tables="device")
+    compare_steps(session.model, session.rows, "yes")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["ckpt", "full.tol", "small.tol"])
+def test_a_cuda_graph_gives_the_same_scores(work: Path, name: str) -> None:
+    tables = None if name == "ckpt" else "device"
+    session = load_session(work / name, device="cuda", tables=tables)
+    assert step_kind(session.model, session.rows) == "graph"
+    compare_steps(session.model, session.rows, "graph")
+    host = session_of(work / name, tables=tables)
+    assert tokens(session.generate(PROMPTS, LONG)) == tokens(host.generate(PROMPTS, LONG))
+
+
+def compare_steps(model: Decoder, rows: RowSource | None, kind: StepKind) -> None:
+    """Scores after each of six tokens, rows leaving on the way, against plain steps."""
+    for prompts in (PROMPTS, PROMPTS[:1]):
+        plain = Decoding(model, rows, prompts, 30)
+        static = Decoding(model, rows, prompts, 30, static=kind)
+        with torch.inference_mode():
+            assert torch.equal(plain.prompt_scores(), static.prompt_scores())
+            count = len(prompts)
+            for token in range(6):
+                ids = [(7 * token + row) % 40 for row in range(count)]
+                want_BV, got_BV = plain.step(ids), static.step(ids)
+                torch.testing.assert_close(got_BV, want_BV, rtol=1e-4, atol=1e-4)
+                if token == 2 and count > 2:
+                    kept = [0, 2]
+                    count = len(kept)
+                    plain.keep(kept)
+                    static.keep(kept)
+        assert plain.length == static.length
+
+
+def test_plain_steps_on_the_cpu(work: Path) -> None:
+    session = session_of(work / "full.tol", tables="device")
+    assert step_kind(session.model, session.rows) == "no"

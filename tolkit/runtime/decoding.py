@@ -5,16 +5,23 @@ B rows of the batch, T positions of a call, S positions so far, V vocabulary, D 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tolkit.model import Decoder, KVCache, RowSource
 from tolkit.model.padding import positions_of, visible_positions
+from tolkit.runtime.device import DeviceRows
+from tolkit.runtime.static_step import StaticStep
 
-__all__ = ["Decoding"]
+__all__ = ["Decoding", "StepKind", "step_kind"]
 
+StepKind = Literal["no", "yes", "graph"]
+
+_SWITCH = "TOLKIT_CUDA_GRAPHS"
 _PROMPT_POSITIONS = 512  # of a prompt at once: what its activations and table rows need is bounded
 
 
@@ -28,6 +35,8 @@ class Decoding:
         rows: where table rows come from; None where the model computes them or is dense.
         prompts: ids of each row, at least one each, all in the vocabulary.
         capacity: positions of the key-value cache, at least the longest prompt's.
+        static: steps of one shape; ``graph`` replays them as a CUDA graph. Needs rows that lie on
+            the device, or computed ones.
     """
 
     def __init__(
@@ -36,6 +45,8 @@ class Decoding:
         rows: RowSource | None,
         prompts: Sequence[Sequence[int]],
         capacity: int,
+        *,
+        static: StepKind = "no",
     ) -> None:
         self._model = model
         self._rows = rows
@@ -47,10 +58,16 @@ class Decoding:
             model.config, len(prompts), capacity, _cache_dtype(device, dtype), device
         )
         self._mask_BS: Tensor | None = None
+        pads_B1 = torch.tensor([[longest - len(p)] for p in prompts], device=device)
+        self._next_B1 = longest - pads_B1
         if any(len(p) < longest for p in prompts):
-            pads_B1 = torch.tensor([[longest - len(p)] for p in prompts], device=device)
             self._mask_BS = torch.arange(capacity, device=device) >= pads_B1
-            self._next_B1 = longest - pads_B1
+        self._static = static
+        self._static_step: StaticStep | None = None
+        self._live = list(range(len(prompts)))
+        if static != "no":  # hidden positions weigh nothing, but nothing times NaN is NaN
+            self._cache.keys_LBHSC.zero_()
+            self._cache.values_LBHSC.zero_()
 
     @property
     def length(self) -> int:
@@ -87,7 +104,9 @@ class Decoding:
         return self._model.logits(hidden_BTD[:, -1])
 
     def step(self, ids: Sequence[int]) -> Tensor:
-        """Logits [B, V] after one more token of each row."""
+        """Logits [B, V] after one more token of each row; `step` may overwrite the last ones."""
+        if self._static != "no":
+            return self._step_static(ids)
         ids_B1 = torch.tensor(ids, dtype=torch.int64, device=self._prompt_BT.device)[:, None]
         positions_B1 = visible_B11S = None
         if self._mask_BS is not None:
@@ -105,10 +124,45 @@ class Decoding:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Only these rows of the batch go on."""
+        if self._static != "no":  # the others run along unseen
+            self._live = [self._live[at] for at in rows]
+            return
         index = torch.tensor(rows, dtype=torch.int64, device=self._prompt_BT.device)
         self._cache.keep_rows(index)
+        self._next_B1 = self._next_B1[index]
         if self._mask_BS is not None:
-            self._mask_BS, self._next_B1 = self._mask_BS[index], self._next_B1[index]
+            self._mask_BS = self._mask_BS[index]
+
+    def _step_static(self, ids: Sequence[int]) -> Tensor:
+        batch = self._prompt_BT.shape[0]
+        if self._static_step is None:
+            mask_BS = self._mask_BS
+            if mask_BS is None:
+                shape = (batch, self._cache.max_len)
+                mask_BS = torch.ones(shape, dtype=torch.bool, device=self._prompt_BT.device)
+            self._static_step = StaticStep(
+                self._model,
+                self._rows,
+                self._cache,
+                mask_BS,
+                self._next_B1,
+                graph=self._static == "graph",
+            )
+        whole = [ids[0]] * batch
+        for row, token in zip(self._live, ids, strict=True):
+            whole[row] = token
+        logits_BV = self._static_step(whole)
+        return logits_BV if len(self._live) == batch else logits_BV[self._live]
+
+
+def step_kind(model: Decoder, rows: RowSource | None) -> StepKind:
+    """CUDA graphs on a GPU, where nothing of a step waits for the host; plain steps elsewhere.
+
+    TOLKIT_CUDA_GRAPHS=off in the environment turns them off.
+    """
+    if model.embedding.device.type != "cuda" or os.environ.get(_SWITCH, "").lower() == "off":
+        return "no"
+    return "graph" if rows is None or isinstance(rows, DeviceRows) else "no"
 
 
 def _cache_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tolkit.evaluate.runnable import full_float32
 from tolkit.model import Decoder, RowSource
-from tolkit.runtime.decoding import Decoding
+from tolkit.runtime.decoding import Decoding, step_kind
 from tolkit.runtime.generation import Generation, GenerationStatistics
 from tolkit.runtime.memory import MemoryWatch
 from tolkit.runtime.sampling import GenerateSpec, Sampler
@@ -160,7 +160,9 @@ def generate_batch(
     costs.prompt_tokens += sum(len(row.prompt.ids) for row in batch)
     capacity = max(len(row.prompt.ids) for row in batch) + max(row.limit for row in batch)
     with _computing(costs, "prompt_s"):
-        decoding = Decoding(model, rows, [row.prompt.ids for row in batch], capacity)
+        prompts = [row.prompt.ids for row in batch]
+        static = step_kind(model, rows)
+        decoding = Decoding(model, rows, prompts, capacity, static=static)
         scores_BV = decoding.prompt_scores(costs.memory.look)
         ids = sampler.choose(scores_BV, active, [seen[i].ids_S for i in active])
     while True:
