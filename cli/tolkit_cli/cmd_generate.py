@@ -44,7 +44,7 @@ __all__ = ["generate"]
     stage="Run",
     examples=[
         'tol generate small.tol -p "It was" --max-new-tokens 40',
-        "tol generate small.tol --prompts prompts.txt --top-p 0.9 -o texts.jsonl",
+        'tol generate small.tol -p "It was" -p "She had" --top-p 0.9 -o texts.jsonl',
     ],
     next_step="tol eval, to measure what compression changed.",
 )

@@ -141,6 +141,7 @@ class Session:
     def _prompt(self, index: int, prompt: str | Sequence[int]) -> _Prompt:
         text = prompt if isinstance(prompt, str) else None
         if isinstance(prompt, str):
+            _require_text(index, prompt)
             (ids,) = self.tokenizer.encode_batch_marked([prompt], add_special=True)
             if not ids and self.tokenizer.bos_id is not None:
                 ids = [self.tokenizer.bos_id]
@@ -177,6 +178,16 @@ class Session:
             limit, reason = (wanted, "length") if wanted <= room else (room, "context")
             rows.append(Row(prompt, self.tokenizer, spec.stop, limit, reason))
         return rows
+
+
+def _require_text(index: int, prompt: str) -> None:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # bytes of a command line that are not UTF-8
+        raise UsageError(
+            f"prompt {index}: not UTF-8 text (character {error.start})",
+            hint="write it to a file in UTF-8 and give that as --prompts",
+        ) from error
 
 
 def _too_long(prompt: _Prompt, positions: int, most: int) -> UsageError:

@@ -36,9 +36,9 @@ class _StaticCache:
     def layer(self, layer: int) -> KeyValueStore:
         keys_BHSC, values_BHSC = self._cache.keys_LBHSC[layer], self._cache.values_LBHSC[layer]
 
-        def store(keys_BH1C: Tensor, values_BH1C: Tensor) -> tuple[Tensor, Tensor]:
-            keys_BHSC.index_copy_(2, self._at_1, keys_BH1C.to(keys_BHSC.dtype))
-            values_BHSC.index_copy_(2, self._at_1, values_BH1C.to(values_BHSC.dtype))
+        def store(keys_BHTC: Tensor, values_BHTC: Tensor) -> tuple[Tensor, Tensor]:
+            keys_BHSC.index_copy_(2, self._at_1, keys_BHTC.to(keys_BHSC.dtype))
+            values_BHSC.index_copy_(2, self._at_1, values_BHTC.to(values_BHSC.dtype))
             return keys_BHSC, values_BHSC
 
         return store
@@ -123,7 +123,7 @@ class StaticStep:
         Running a step again writes the same keys and values to the same place.
         """
         device = self._model.embedding.device
-        beside = torch.cuda.Stream(device)
+        beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types
         beside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(beside):
             for _ in range(_WARM_UPS):
