@@ -201,7 +201,9 @@ def test_one_read_a_token_and_none_when_it_is_there(bundle: Bundle) -> None:
         borders = sum(
             int(first in slots and first - 1 in slots)
             for tier in bundle.manifest.tiers
-            for first in range(tier.first_slot, tier.first_slot + tier.num_rows, tier.rows_per_shard)
+            for first in range(
+                tier.first_slot, tier.first_slot + tier.num_rows, tier.rows_per_shard
+            )
         )
         assert len(watch.reads) == runs + borders
         with fault_hook(watch):
@@ -303,7 +305,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         cached.rows([0, 4999])
         with pytest.raises(BundleError, match=rf"{shard.name}: record in slot 2\d\d\d does not"):
             cached.rows(range(5000))
-    with CachedRows(open_bundle(nano.path), check_crc=False) as cached:
+    with CachedRows(open_bundle(nano.path, check_crc=False)) as cached:
         assert cached.rows([2500]).shape == (1, 1, 2048)
 
 
