@@ -1,8 +1,9 @@
 """Compiles every kernel that a set of bundles launches for a CUDA target, without a device.
 
-    python tests/_kernel_compile.py BUNDLE.tol...     one JSON object on stdout
+    python tests/_kernel_compile.py BUNDLE.tol bfloat16 64 ...     one JSON object on stdout
 
-Launches are written down instead of made, so the arguments compiled for are the real ones.
+Of each bundle the dtype of its rows and how many are asked for. Launches are written down instead
+of made, so the arguments compiled for are the real ones.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ def source_of(kernel: Any, named: Mapping[str, Any]) -> tuple[ASTSource, dict[st
 
 def main() -> None:
     seen: dict[str, dict[str, Any]] = {}
-    for path in sys.argv[1:]:
+    asked = iter(sys.argv[1:])
+    for path, dtype, rows in zip(asked, asked, asked, strict=True):
         bundle = open_bundle(path)
         records = [
             torch.zeros(tier.num_rows, tier.stride, dtype=torch.uint8)
@@ -82,14 +84,12 @@ def main() -> None:
         ]
         slots_V = torch.zeros(bundle.vocab_size, dtype=torch.int32)
         embedding_VD = torch.zeros(bundle.vocab_size, bundle.hidden_size)
-        for dtype in (torch.float32, torch.bfloat16):
-            look_up = launch.FusedLookup(bundle, records, slots_V, dtype, embedding_VD)
-            with recorded() as recorders:
-                for rows in (1, 64):
-                    look_up.rows(torch.zeros(rows, dtype=torch.int64))
-            for recorder in recorders:
-                for named in recorder.calls:
-                    _compile(path, recorder.kernel, named, seen)
+        look_up = launch.FusedLookup(bundle, records, slots_V, getattr(torch, dtype), embedding_VD)
+        with recorded() as recorders:
+            look_up.rows(torch.zeros(int(rows), dtype=torch.int64))
+        for recorder in recorders:
+            for named in recorder.calls:
+                _compile(path, recorder.kernel, named, seen)
     sys.stdout.write(json.dumps(seen))
 
 

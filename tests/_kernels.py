@@ -90,11 +90,11 @@ def figures(
             norm = want.norm(dim=-1, keepdim=True).clamp_min(1e-30)
             worst = max(worst, float(((got.float() - want).abs() / norm).max()))
             equal = equal and torch.equal(got, want.to(dtype))
-    wrong = ids[:5].clone()
+    wrong = ids[:4].clone()
     wrong[1], wrong[3] = -1, bundle.vocab_size
     rows = tables.rows(wrong, check=False)
     missing = rows.isnan().flatten(1)
-    clean = not missing[[0, 2, 4]].any() and bool(missing[[1, 3]].all())
+    clean = not missing[[0, 2]].any() and bool(missing[[1, 3]].all())
     return {"equal": equal, "worst": worst, "missing": clean}
 
 
@@ -102,7 +102,7 @@ def run_case(name: str, folder: Path, device: torch.device) -> dict[str, Any]:
     """Figures of a case in every dtype: dtype -> `figures`. The interpreter is given less."""
     path = WRITERS[name](folder)
     few = (0, 5) if name in EXACT else (1, 17)
-    counts: dict[torch.dtype, Sequence[int]] = dict.fromkeys((FLOAT32, BFLOAT16, FLOAT16), few)
+    counts: dict[torch.dtype, Sequence[int]] = {FLOAT32: few, BFLOAT16: (5,), FLOAT16: (5,)}
     if device.type == "cuda":
         counts = dict.fromkeys(counts, (0, 1, 17, 70, 4096))
     elif name in TALL:

@@ -55,15 +55,18 @@ def test_rows_are_torchs(interpreted: dict[str, Any], name: str) -> None:
 def test_kernels_compile_for_sm_90(tmp_path: Path) -> None:
     """To machine code by the toolchain's own assembler, within the shared memory there is."""
     write_nano(tmp_path / "n.tol", ALL_CODECS, vocab_size=8, hidden_size=24)
-    bundles = [tmp_path / "n.tol", GOLDEN / "v1.0/bands-klt.tol", GOLDEN / "v1.1/steps-klt.tol"]
+    bands, steps = GOLDEN / "v1.0/bands-klt.tol", GOLDEN / "v1.1/steps-klt.tol"
     made = printed(
         "_kernel_compile.py",
-        *map(str, bundles),
+        *(f"{tmp_path}/n.tol", "bfloat16", "1"),
+        *(f"{bands}", "float32", "64"),
+        *(f"{bands}", "float16", "1"),
+        *(f"{steps}", "bfloat16", "2"),
         TRITON_CACHE_DIR=str(tmp_path / "cache"),
         TRITON_INTERPRET="0",
     )
     kernels = [each["kernel"] for each in made.values()]
-    assert kernels.count("element_kernel") >= 5 and kernels.count("expand_kernel") >= 6
+    assert kernels.count("element_kernel") >= 5 and kernels.count("expand_kernel") >= 5
     for each in made.values():
         assert each["for_sm_90"] and each["cubin_bytes"] > 1000
         assert each["shared_bytes"] <= 227 << 10
@@ -98,7 +101,7 @@ class Timed:
         return self._elapsed_s[self.launched[-1]]
 
 
-class OutOfResources(Exception):
+class OutOfResources(Exception):  # noqa: N818
     """Named as triton's."""
 
 
@@ -112,8 +115,9 @@ def test_the_fastest_blocks_are_chosen_once_and_remembered(tmp_path: Path) -> No
     again = Tuning("a device", path=path, seconds=timed.seconds)
     assert again.choose("rows 1", BLOCKS, timed.launch) == {"BLOCK": 128}
     assert len(timed.launched) == before
-    other = Tuning("another device", path=path, seconds=Timed(1.0, 2.0, 3.0).seconds)
-    assert other.choose("rows 1", BLOCKS, lambda blocks: None) is not None
+    elsewhere = Timed(1.0, 2.0, 3.0)
+    other = Tuning("another device", path=path, seconds=elsewhere.seconds)
+    assert other.choose("rows 1", BLOCKS, elsewhere.launch) == {"BLOCK": 64}
     assert len(json.loads(path.read_text())) == 2
 
 

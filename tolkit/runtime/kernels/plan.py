@@ -248,7 +248,8 @@ class Plans:
         return first, np.full(codec.width, scale)
 
     def _predictions(self) -> Predictions | None:
-        weights, scales = [], []
+        weights: list[Tensor] = []
+        scales: list[Tensor] = []
         for layer, predictor in sorted(self._bundle.manifest.predictors.items()):
             stored = self._bundle.shared(layer)
             self._predictor_of[layer] = len(weights)
