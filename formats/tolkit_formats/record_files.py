@@ -44,17 +44,16 @@ class RecordFiles:
     """The record shards of a bundle, all opened when made. Safe to use from several threads.
 
     Args:
-        bundle: open bundle.
-        check_crc: compare the CRC-32 of every record read, and once a shard that the file is
-            this bundle's.
+        bundle: open bundle. Unless it was opened without checks, the CRC-32 of every record read
+            is compared, and once a shard that the file is this bundle's.
 
     Raises:
         BundleError: a shard is no longer what the bundle held when it was opened.
     """
 
-    def __init__(self, bundle: Bundle, *, check_crc: bool) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._check_crc = check_crc
+        self._check_crc = bundle.shards.check_crc
         self._shards = {
             (tier.index, shard): self._open(tier, shard)
             for tier in bundle.manifest.tiers
@@ -111,7 +110,7 @@ class RecordFiles:
             stop = int(np.searchsorted(numbers, number, side="right"))
             shard = self._shards[tier.index, number]
             if not shard.known:
-                self._get_ready(tier, shard)
+                self._get_ready(shard, tier.first_slot + int(rows_N[first]))
             yield shard, slice(first, stop)
             first = stop
 
@@ -193,7 +192,7 @@ class RecordFiles:
                 )
         return shard
 
-    def _get_ready(self, tier: Tier, shard: _Shard) -> None:
+    def _get_ready(self, shard: _Shard, slot: int) -> None:
         """Once a shard: its first and last block are those the bundle was published with."""
         if self._check_crc:
             checksums = self._bundle.tensor_file("tables/checksums.safetensors")
@@ -203,7 +202,8 @@ class RecordFiles:
             for block in {0, blocks - 1}:
                 start = block * CHECKSUM_BLOCK_BYTES
                 data = np.empty(min(CHECKSUM_BLOCK_BYTES, size_bytes - start), np.uint8)
-                shard.file.read_into(data, start)
+                with _naming(slot):
+                    shard.file.read_into(data, start)
                 if hashlib.sha256(bytes_view(data)).digest() != expected[block].tobytes():
                     raise BundleError(
                         f"{shard.file.path}: is damaged, or a file of another bundle",
