@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import sys
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from _hf import both_forms
+from _nano import fault_hook
 from _pico import pico_checkpoint
 
 from tolkit.runtime import GenerateSpec, load_session
 from tolkit_cli._output import Output
 from tolkit_cli.main import main
+from tolkit_formats import open_bundle
 
 PROMPT = "a table of words"
 
@@ -232,6 +235,34 @@ def test_prompt_files_that_are_none(
     (tmp_path / name).write_bytes(content)
     _, err = run(capsys, work / "ckpt", "--prompts", tmp_path / name, code=4)
     assert message in err
+
+
+def test_a_disk_that_fails_is_named_and_no_garbage_follows(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stride = open_bundle(work / "full.tol").manifest.tiers[0].stride
+    reads, most = 0, 1 << 60
+
+    def fail(operation: str, path: str) -> None:
+        nonlocal reads
+        reads += operation == "pread"
+        if reads > most:
+            raise OSError(errno.EIO, "Input/output error", path)
+
+    command = (work / "full.tol", "-p", PROMPT, "--temperature", 5, "--max-table-memory")
+    with fault_hook(fail):
+        whole, _ = run(capsys, *command, 4 * stride)
+        reads, most = 0, reads - 3
+        out, err = run(capsys, *command, 4 * stride, code=6)
+    assert 1 < len(out) < len(whole)
+    assert whole.startswith(out)
+    assert "input/output error" in err
+    assert "records-" in err
+
+
+def test_bytes_that_are_no_text_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, err = run(capsys, work / "ckpt", "-p", "caf\udce9", code=2)
+    assert err.startswith("error: prompt 0: not UTF-8 text (character 3)")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
