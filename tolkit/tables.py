@@ -1,18 +1,15 @@
 """Models ready to run: a checkpoint with its FFNs, or a bundle's backbone with table rows.
 
-V vocabulary, L layers, D hidden, n distinct token ids.
+V vocabulary, L layers, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from tolkit.data import Tokenizer
 from tolkit.errors import (
@@ -31,6 +28,7 @@ from tolkit.model import (
 )
 from tolkit.model.files import expected_shapes, mapped_tensor
 from tolkit.origin import require_same_sources
+from tolkit.runtime.decoded import DecodedRows
 from tolkit.sources import CheckpointSource, is_bundle
 from tolkit_formats import digests
 from tolkit_formats.manifest import Sources
@@ -40,49 +38,16 @@ from tolkit_formats.tensorfile import TensorFile
 if TYPE_CHECKING:
     from tolkit.evaluate import Adjust
 
-__all__ = ["BundleRows", "Runnable", "load_runnable", "require_partners"]
+__all__ = [
+    "Runnable",
+    "bundle_decoder",
+    "bundle_tokenizer",
+    "checkpoint_tokenizer",
+    "load_runnable",
+    "require_partners",
+]
 
-_CACHE_BYTES = 1 << 30
 _BACKBONE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class BundleRows:
-    """A bundle as the row source of a decoder: decoded on the CPU, each token once.
-
-    Args:
-        bundle: open bundle.
-        cache_bytes: decoded rows kept in memory (float32); a table larger than this is decoded
-            anew at every fetch.
-    """
-
-    def __init__(self, bundle: Bundle, *, cache_bytes: int = _CACHE_BYTES) -> None:
-        self.bundle = bundle
-        shape = (bundle.vocab_size, len(bundle.layer_ids), bundle.hidden_size)
-        self._cache_VLD = None
-        if 4 * int(np.prod(shape)) <= cache_bytes:
-            # Pages come to life when a row is written, so this costs what is used.
-            self._cache_VLD = np.empty(shape, np.float32)
-            self._known_V = np.zeros(bundle.vocab_size, bool)
-
-    def fetch(self, ids_n: Tensor) -> Sequence[Tensor | None]:
-        """Per layer float32 [n, D] on the CPU, None where the layer has no table."""
-        ids = ids_n.cpu().numpy()
-        rows_nLD = self._decoded(ids)
-        planes: list[Tensor | None] = [None] * self.bundle.num_layers
-        for i, layer in enumerate(self.bundle.layer_ids):
-            planes[layer] = torch.from_numpy(rows_nLD[:, i])
-        return planes
-
-    def _decoded(
-        self, ids: np.ndarray[tuple[int], np.dtype[np.int64]]
-    ) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
-        if self._cache_VLD is None:
-            return self.bundle.rows(ids)
-        fresh = ids[~self._known_V[ids]]
-        if len(fresh):
-            self._cache_VLD[fresh] = self.bundle.rows(fresh)
-            self._known_V[fresh] = True
-        return self._cache_VLD[ids]
 
 
 @dataclass(frozen=True)
@@ -123,15 +88,7 @@ def load_runnable(path: str | Path) -> Runnable:
 
 def _from_checkpoint(path: Path) -> Runnable:
     stored = checkpoint_tensors(path)
-    if not (path / "tokenizer.json").is_file():
-        raise _no_tokenizer(path)
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size > stored.config.vocab_size:
-        raise MismatchError(
-            f"{tokenizer.where}: has {tokenizer.vocab_size} token ids, the model's vocabulary has "
-            f"{stored.config.vocab_size} rows",
-            hint="use the tokenizer the checkpoint was trained with",
-        )
+    tokenizer = checkpoint_tokenizer(path, stored.config.vocab_size)
     model = load_checkpoint(path)
     weights = {
         name: digests.array_digest(
@@ -150,38 +107,72 @@ def _from_checkpoint(path: Path) -> Runnable:
     )
 
 
-def _from_bundle(path: Path) -> Runnable:
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
+def checkpoint_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint folder; MismatchError where it has more ids than the model."""
+    if not (path / "tokenizer.json").is_file():
+        raise _no_tokenizer(path)
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise MismatchError(
+            f"{tokenizer.where}: has {tokenizer.vocab_size} token ids, the model's vocabulary has "
+            f"{vocab_size} rows",
+            hint="use the tokenizer the checkpoint was trained with",
+        )
+    return tokenizer
+
+
+def bundle_decoder(
+    bundle: Bundle, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Decoder:
+    """A bundle's backbone, without the FFNs its tables stand for; dtype None: as stored.
+
+    Raises:
+        UnsupportedVersionError: the tables are not added to the residual stream as they are.
+        BundleError: the backbone does not fit the configuration.
+    """
+    path, manifest = bundle.path, bundle.manifest
     if manifest.combine != "residual_add" or manifest.lookup_scale != 1:
         raise UnsupportedVersionError(
             f"{path}/tol.json: combine is {manifest.combine!r} and lookup_scale "
             f"{manifest.lookup_scale:g}, this tolkit runs 'residual_add' and 1",
         )
+    config = ModelConfig.from_json(bundle.config(), f"{path}/config.json")
+    backbone = bundle.tensor_file("backbone.safetensors")
+    stored = _backbone_dtype(backbone, config)
+    return decoder_from_tensors(
+        config,
+        lambda name: mapped_tensor(backbone, name),
+        dtype=stored if dtype is None else dtype,
+        device=device,
+        with_ffn=False,
+        where=path,
+    )
+
+
+def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer a bundle's tables are for; BundleError where the file is another's."""
+    path, manifest = bundle.path, bundle.manifest
     tokenizer_json = bundle.file_bytes("tokenizer.json")
     if tokenizer_json is None:
         raise _no_tokenizer(path)
     digest = digests.tokenizer_digest(tokenizer_json, bundle.vocab_size, f"{path}/tokenizer.json")
     if digest != manifest.sources.tokenizer:
         raise BundleError(f"{path}/tokenizer.json: is not the one the tables are for")
-    config = ModelConfig.from_json(bundle.config(), f"{path}/config.json")
-    backbone = bundle.tensor_file("backbone.safetensors")
-    model = decoder_from_tensors(
-        config,
-        lambda name: mapped_tensor(backbone, name),
-        dtype=_backbone_dtype(backbone, config),
-        with_ffn=False,
-        where=path,
+    return Tokenizer(
+        tokenizer_json, bundle.file_bytes("tokenizer_config.json"), f"{path}/tokenizer.json"
     )
+
+
+def _from_bundle(path: Path) -> Runnable:
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
     return Runnable(
         path=path,
         kind="bundle",
         identity=bundle.identity,
-        model=model,
-        rows=BundleRows(bundle),
-        tokenizer=Tokenizer(
-            tokenizer_json, bundle.file_bytes("tokenizer_config.json"), f"{path}/tokenizer.json"
-        ),
+        model=bundle_decoder(bundle),
+        rows=DecodedRows(bundle),
+        tokenizer=bundle_tokenizer(bundle),
         sources=manifest.sources,
         table_bytes=bundle.table_bytes,
         bits_per_value=bundle.bits_per_value,
