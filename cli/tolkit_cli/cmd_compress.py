@@ -108,8 +108,8 @@ def compress(
     """
     from tolkit.bundling import Resources
     from tolkit.compress import CompressSpec
-    from tolkit.compress.bands import BandsWish
     from tolkit.compress.spec import BITS_TO_CODEC, parse_auto_drop, parse_predict, parse_size
+    from tolkit.compress.walk import BandsWish
     from tolkit.errors import UsageError
 
     if bits and codec:

@@ -291,7 +291,7 @@ def test_more_bits_lose_less_and_fixed_widths_lose_more(checkpoint: Path, tmp_pa
 def test_variants_are_whole_bundles(
     checkpoint: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    from tolkit.compress.bands import BandsWish
+    from tolkit.compress.walk import BandsWish
 
     options = dict(options)
     if options.pop("hadamard", False):

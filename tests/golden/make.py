@@ -30,7 +30,7 @@ import tolkit
 from tolkit.build import build
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
-from tolkit.compress.bands import BandsWish
+from tolkit.compress.walk import BandsWish
 from tolkit.model import Decoder, ModelConfig, save_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit_formats import open_bundle, verify

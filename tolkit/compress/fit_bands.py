@@ -16,14 +16,16 @@ import torch
 from torch import Tensor
 
 from tolkit.calibrate import Calibration
-from tolkit.compress.bands import LayerFit, PlaneRows, Rows, Walk, unit_rows
+from tolkit.compress.bands import BandsWalk, LayerFit
 from tolkit.compress.budget import MOST_WALKS, Filled, fill_budget, search_price
 from tolkit.compress.fit_job import Job, floor_bytes, make_job, shape_of
 from tolkit.compress.plan import EncodePlan, PlanePlan
 from tolkit.compress.transform import Metric
+from tolkit.compress.walk import PlaneRows, Rows
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
+from tolkit.runtime.record_decoder import unit_rows
 from tolkit.sources import TableSource
 from tolkit_formats.codecs import Codec
 from tolkit_formats.predictor import Predictor
@@ -225,8 +227,8 @@ def _walk(
     task: Task,
     note: str = "",
 ) -> list[LayerFit]:
-    walk = Walk(rows, job.wish, job.pool, price=price, feedback=job.plan.feedback)
-    return walk_layers(job, walk.layer, rows, slots, task, note)
+    walk = BandsWalk(rows, job.wish, job.pool, price=price, feedback=job.plan.feedback)
+    return walk_layers(job, walk.fit, rows, slots, task, note)
 
 
 def walk_layers(

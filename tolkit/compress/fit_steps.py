@@ -150,8 +150,9 @@ class StepsFitter:
         job = self._job
         rows, slots = (all_rows(job, self._spill), None) if everything else self._sample
         tables = tables_of(before)
-        walk = StepsWalk(rows, job.wish, job.pool, price=0.0, feedback=job.plan.feedback)
-        walk.start(scale, tables)
+        walk = StepsWalk(
+            rows, job.wish, job.pool, scale=scale, tables=tables, feedback=job.plan.feedback
+        )
         size = len(self._layers) * rows.count
         with self._progress.task("fit steps", size, "rows") as task:
             fits = walk_layers(job, walk.fit, rows, slots, task)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, open_for
-from tolkit.compress.bands import unit_rows
 from tolkit.compress.budget import Filled
 from tolkit.compress.encode import (
     HELD_BYTES,
@@ -32,6 +31,7 @@ from tolkit.compress.resolve import BandsLayer, WorkingArrays
 from tolkit.compress.running import squares
 from tolkit.parallel import BlockPool, block_pool
 from tolkit.progress import Progress, TqdmProgress
+from tolkit.runtime.record_decoder import unit_rows
 from tolkit.sources import TableSource
 from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.records import Tier

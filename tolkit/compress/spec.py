@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from tolkit.compress.bands import BandsWish
+from tolkit.compress.walk import BandsWish
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Codec, codec_from_json
 from tolkit_formats.codecs.bands import MAX_WIDTH

@@ -19,7 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tolkit.compress.bands import PlaneRows, Walk
 from tolkit.compress.codecs.steps import StepTables, quantised_steps
 from tolkit.compress.step_classes import (
     CLASSES,
@@ -31,7 +30,8 @@ from tolkit.compress.step_classes import (
     kept_rows,
 )
 from tolkit.compress.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
-from tolkit.progress import Task
+from tolkit.compress.walk import BandsWish, Rows, Walk
+from tolkit.parallel import BlockPool
 
 __all__ = ["StepsFit", "StepsWalk", "Symbols", "tables_of"]
 
@@ -95,34 +95,35 @@ class StepsFit:
         return np.concatenate([self.class_TR[tier, :count], FINE_CLASS + fine_C[fine_C > 0]])
 
 
-class StepsWalk(Walk):
-    """One pass through the layers at one scale; `Walk` says what there is to know.
+class StepsWalk(Walk[StepsFit]):
+    """One pass through the layers at one scale; the arguments besides are `Walk`'s.
 
     Args:
         scale: the step in the metric for a row of weight 1; None passes no loss on and codes
             nothing, to learn variances.
         tables: thresholds and reconstruction, of the walk before.
+
+    Attributes:
+        symbols: what was counted so far.
     """
 
-    scale: float | None = None
-    tables: StepTables
-    symbols: Symbols
-
-    def start(self, scale: float | None, tables: StepTables) -> StepsWalk:
-        """Set what `Walk` does not know."""
+    def __init__(
+        self,
+        rows: Rows,
+        wish: BandsWish,
+        pool: BlockPool,
+        *,
+        scale: float | None,
+        tables: StepTables,
+        feedback: bool,
+    ) -> None:
+        super().__init__(rows, wish, pool, feedback=feedback)
         self.scale, self.tables = scale, tables
-        shape = (len(self.rows.ranges), CLASSES, 2 * _MAGNITUDES)
-        self.symbols = Symbols(np.zeros(shape))
-        return self
+        self.symbols = Symbols(np.zeros((len(rows.ranges), CLASSES, 2 * _MAGNITUDES)))
 
-    def fit(self, read: PlaneRows, width: int, metric: Metric, task: Task | None) -> StepsFit:
-        """Fit one plane, count its symbols and move the carry past it.
-
-        Raises:
-            NonFiniteError: values too large for the spill or the sums.
-        """
-        targets = self.rows.scratch("target")
-        transform = self._transform(self._moments(read, targets, width), metric, width)
+    def _fit(
+        self, targets: npt.NDArray[np.generic], transform: Transform, metric: Metric
+    ) -> StepsFit:
         weight_T = self._tier_weights()
         variances_TR, _, _ = self._measure(targets, transform)
         worth_TR = weight_T[:, None] * variances_TR * transform.importance_R.numpy()
@@ -131,9 +132,6 @@ class StepsWalk(Walk):
             synthesis_RD = transform.synthesis_RD if fit.basis is None else fit.basis.values_RD
             scaled_RD = (synthesis_RD * torch.from_numpy(fit.unit_R)[:, None]).float()
             self._quantise(fit, targets, scaled_RD)
-        if task is not None:
-            task.advance(self.rows.count)
-        self._layer += 1
         return fit
 
     def _decided(
