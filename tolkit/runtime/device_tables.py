@@ -38,6 +38,7 @@ class DeviceTables:
     Attributes:
         layer_ids: the layers whose rows `rows` gives.
         fused: whether kernels are used.
+        decoder: what decodes records where they are not.
         resident_bytes: records, slots and shared arrays on the device.
 
     Raises:
@@ -95,6 +96,27 @@ class DeviceTables:
             self.require_rows(ids_n)
         return self._fused.rows(ids_n) if self.fused else self._torch_rows(ids_n)
 
+    def records(self, ids_n: Tensor) -> list[tuple[Tier, Tensor | None, Tensor]]:
+        """Stored records of tokens, for decoding a layer at a time (on a CPU, without kernels).
+
+        Returns:
+            for each tier touched: it, which of the ids lie in it (None for all), U8 [those, S].
+
+        Raises:
+            UsageError: an id out of range. BundleError: a token without a record.
+        """
+        self.require_rows(ids_n)
+        slots_n = self._slots_of(ids_n)
+        if len(self._tiers) == 1:
+            return [(self._tiers[0], None, self._records[0].index_select(0, slots_n))]
+        pieces: list[tuple[Tier, Tensor | None, Tensor]] = []
+        for tier, records_NS in zip(self._tiers, self._records, strict=True):
+            place_n = slots_n - tier.first_slot
+            where = ((place_n >= 0) & (place_n < tier.num_rows)).nonzero()[:, 0]
+            if len(where):
+                pieces.append((tier, where, records_NS.index_select(0, place_n[where])))
+        return pieces
+
     def require_rows(self, ids_n: Tensor) -> None:
         """UsageError for an id out of range, BundleError for one without a record; waits."""
         wrong_n = (ids_n < 0) | (ids_n >= self._bundle.vocab_size)
@@ -129,10 +151,10 @@ class DeviceTables:
             )
             self.resident_bytes += self._fused.size_bytes
         else:
-            self._decoder = RecordDecoder(
+            self.decoder = RecordDecoder(
                 bundle, self.device, self._dtype, embedding_VD=embedding_VD
             )
-            self.resident_bytes += self._decoder.size_bytes
+            self.resident_bytes += self.decoder.size_bytes
 
     def _slots(self) -> Tensor | None:
         slots_V = self._bundle.slot_of_token
@@ -155,7 +177,7 @@ class DeviceTables:
     def _torch_rows(self, ids_n: Tensor) -> Tensor:
         slots_n = self._slots_of(ids_n)
         if len(self._tiers) == 1 and not self._fixed_shapes and bool((slots_n >= 0).all()):
-            return self._decoder.decode(0, self._records[0].index_select(0, slots_n), ids_n)
+            return self.decoder.decode(0, self._records[0].index_select(0, slots_n), ids_n)
         rows_nKD = torch.full(
             (len(ids_n), len(self.layer_ids), self._bundle.hidden_size),
             float("nan"), dtype=self._dtype, device=self.device,
@@ -167,11 +189,11 @@ class DeviceTables:
             if not self._fixed_shapes:
                 where = inside_n.nonzero()[:, 0]
                 records_nS = records_NS.index_select(0, place_n[where])
-                rows_nKD[where] = self._decoder.decode(tier.index, records_nS, known_n[where])
+                rows_nKD[where] = self.decoder.decode(tier.index, records_nS, known_n[where])
             else:
                 # Every row is decoded in every tier.
                 records_nS = records_NS.index_select(0, place_n.clamp(0, tier.num_rows - 1))
-                decoded_nKD = self._decoder.decode(tier.index, records_nS, known_n)
+                decoded_nKD = self.decoder.decode(tier.index, records_nS, known_n)
                 rows_nKD = torch.where(inside_n[:, None, None], decoded_nKD, rows_nKD)
         return rows_nKD
 

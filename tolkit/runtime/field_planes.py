@@ -71,15 +71,22 @@ class BandsFields:
         self.shift_C, self.mask_C, self.start_C = made["shift"], made["mask"], made["start"]
         self.books, self.scales_C = made["books"], made["scales"]
 
-    def coefficients(self, records_nS: Tensor) -> Tensor:
-        """Float32 [n, C] of U8 [n, S]."""
-        fields_nC = records_nS.index_select(1, self.first_C).int()
+    def coefficients(
+        self, records_nS: Tensor, part: slice = slice(None), *, start: int = 0
+    ) -> Tensor:
+        """Float32 [n, C] of U8 [n, S].
+
+        Args:
+            part: of the C coefficients, by default all.
+            start: where in a record its bytes given here begin.
+        """
+        fields_nC = records_nS.index_select(1, self.first_C[part] - start).int()
         fields_nC = fields_nC.bitwise_left_shift_(8)
-        fields_nC |= records_nS.index_select(1, self.second_C)
-        fields_nC.bitwise_right_shift_(self.shift_C).bitwise_and_(self.mask_C)
-        fields_nC += self.start_C
+        fields_nC |= records_nS.index_select(1, self.second_C[part] - start)
+        fields_nC.bitwise_right_shift_(self.shift_C[part]).bitwise_and_(self.mask_C[part])
+        fields_nC += self.start_C[part]
         values_nC = self.books.index_select(0, fields_nC.view(-1)).view(fields_nC.shape)
-        return values_nC.mul_(self.scales_C)
+        return values_nC.mul_(self.scales_C[part])
 
 
 class StepsFields:
@@ -107,15 +114,17 @@ class StepsFields:
         self.steps_C = torch.from_numpy(np.concatenate(steps).astype(np.float32)).to(device)
         self.levels = torch.from_numpy(levels).to(device)
 
-    def in_steps(self, records_nS: Tensor) -> Tensor:
-        """Levels, float32 [n, C], of symbol planes U8 [n, S]."""
-        index_nC = records_nS.index_select(1, self.place_C).int()
-        index_nC += self.first_C
+    def in_steps(self, records_nS: Tensor, part: slice = slice(None), *, start: int = 0) -> Tensor:
+        """Levels, float32 [n, C], of symbol planes U8 [n, S]; arguments as `coefficients`."""
+        index_nC = records_nS.index_select(1, self.place_C[part] - start).int()
+        index_nC += self.first_C[part]
         return self.levels.index_select(0, index_nC.view(-1)).view(index_nC.shape)
 
-    def coefficients(self, records_nS: Tensor) -> Tensor:
-        """The same times the step: float32 [n, C]."""
-        return self.in_steps(records_nS).mul_(self.steps_C)
+    def coefficients(
+        self, records_nS: Tensor, part: slice = slice(None), *, start: int = 0
+    ) -> Tensor:
+        """Levels times the step: float32 [n, C]; arguments as those of `BandsFields`."""
+        return self.in_steps(records_nS, part, start=start).mul_(self.steps_C[part])
 
 
 @dataclass(frozen=True)

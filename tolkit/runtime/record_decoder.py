@@ -96,6 +96,23 @@ class RecordDecoder:
         self._add_predictions(rows_nKD, ids_n)
         return rows_nKD.to(self.dtype)
 
+    def decode_plane(self, tier: int, place: int, plane_nB: Tensor, ids_n: Tensor) -> Tensor:
+        """One plane of what `decode` gives, so that few layers' rows need be alive at a time.
+
+        Args:
+            place: which of `layer_ids`.
+            plane_nB: U8 [n, B] on the device: that plane's bytes of the records.
+
+        Returns:
+            `dtype` [n, D].
+        """
+        (decoder,) = [decoder for decoder in self._tiers[tier] if place in decoder.places]
+        rows_nD = decoder.plane(decoder.places.index(place), _aligned(plane_nB))
+        if place in self._predictors:
+            unit_nD = unit_rows(self._embedding_VD.index_select(0, ids_n))
+            rows_nD = rows_nD + unit_nD @ self._predictors[place].T
+        return rows_nD.to(self.dtype)
+
     def _add_predictions(self, rows_nKD: Tensor, ids_n: Tensor) -> None:
         if not self._predictors:
             return
@@ -169,12 +186,16 @@ class _PlanesDecoder:
     """Decoder of some planes of a tier.
 
     Attributes:
-        index: which of the kept layers, for indexing rows [n, K, D].
+        places: which of the kept layers.
+        index: the same, for indexing rows [n, K, D].
         rows: records U8 [n, S] -> float32 [n, P, D].
+        plane: which of them, its bytes U8 [n, B] -> float32 [n, D].
     """
 
+    places: tuple[int, ...]
     index: slice | Tensor
     rows: Callable[[Tensor], Tensor]
+    plane: Callable[[int, Tensor], Tensor]
 
 
 def _index(places: Sequence[int], device: torch.device) -> slice | Tensor:
@@ -194,12 +215,13 @@ def _tier_decoders(tier: Tier, shared: _SharedArrays, device: torch.device) -> l
     decoders = []
     for members in groups.values():
         planes = [plane for _, plane in members]
-        rows: Callable[[Tensor], Tensor]
+        rows: _FieldRows | _ElementRows
         if isinstance(planes[0].codec, (Bands, Steps)):
             rows = _FieldRows(planes, shared, device)
         else:
             rows = _ElementRows(planes, shared, device)
-        decoders.append(_PlanesDecoder(_index([place for place, _ in members], device), rows))
+        places = tuple(place for place, _ in members)
+        decoders.append(_PlanesDecoder(places, _index(places, device), rows, rows.plane))
     return decoders
 
 
@@ -226,6 +248,11 @@ class _ElementRows:
             return values_nPW
         return torch.bmm(values_nPW.transpose(0, 1), self._bases_PRD).transpose(0, 1)
 
+    def plane(self, index: int, plane_nB: Tensor) -> Tensor:
+        """Float32 [n, D] of one plane's bytes."""
+        values_nW = self._decoder(plane_nB[:, None])[:, 0]
+        return values_nW if self._bases_PRD is None else values_nW @ self._bases_PRD[index]
+
     def _planes(self, records_nS: Tensor) -> Tensor:
         """U8 [n, P, B], without a copy where the planes lie at equal distances."""
         first, count, length = self._offsets[0], len(self._offsets), self._length
@@ -248,6 +275,7 @@ class _FieldRows:
     ) -> None:
         self._fields = shared.named(planes[0].layer, lambda: _fields(planes, shared, device))
         self._planes = [_expanded_plane(plane, shared, device) for plane in planes]
+        self._offsets = [plane.offset for plane in planes]
 
     def __call__(self, records_nS: Tensor) -> Tensor:
         values_nC = self._fields.coefficients(records_nS)
@@ -255,6 +283,13 @@ class _FieldRows:
         return torch.stack(
             [plane.rows(piece) for plane, piece in zip(self._planes, pieces, strict=True)], dim=1
         )
+
+    def plane(self, index: int, plane_nB: Tensor) -> Tensor:
+        """Float32 [n, D] of one plane's bytes."""
+        first = sum(self._fields.counts[:index])
+        part = slice(first, first + self._fields.counts[index])
+        values_nc = self._fields.coefficients(plane_nB, part, start=self._offsets[index])
+        return self._planes[index].rows(values_nc)
 
 
 def _fields(
