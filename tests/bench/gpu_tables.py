@@ -23,8 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
+from _drawn_tables import DrawnBundle, shapes_of_codecs
 from _kernels import WRITERS, require, run_case
-from _tables import DrawnBundle, shapes_of_codecs
 
 from tolkit.runtime.device_tables import DeviceTables
 from tolkit.runtime.kernels import why_not

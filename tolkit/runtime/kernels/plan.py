@@ -307,11 +307,14 @@ def _of_steps(codec: Steps, stored: Mapping[str, NDArray[Any]]) -> _Coefficients
     ready = replace(codec, basis=()).prepared(stored)
     if not codec.count:
         return _no_coefficients(ready["mean"])
+    # A coefficient of two symbols is two with the same row of the basis.
+    two = np.flatnonzero(codec.fine_C)
+    factor = np.concatenate([2.0**codec.fine_C, np.ones(len(two))]).astype(np.float32)
     return _Coefficients(
-        place=np.arange(codec.count),
+        place=np.arange(codec.num_symbols),
         field=ready["first"],
-        scale=np.full(codec.count, ready["basis"][0, 0]),
-        row=np.arange(codec.count),
+        scale=factor * ready["basis"][0, 0],
+        row=np.concatenate([np.arange(codec.count), two]),
         mean_D=ready["mean"],
         table=ready["levels"],
         extra=0,

@@ -1,4 +1,4 @@
-"""Tables of any shape and codec without a bundle on disk, for measuring look-ups.
+"""Tables of any shape and codec without a bundle on disk, for measuring look-ups and trying shapes.
 
 `DrawnBundle` answers what the runtime asks an open bundle: codes and shared arrays are drawn,
 scales are ones a codec could have. V vocabulary, L layers, D hidden, S record stride.
@@ -38,6 +38,8 @@ def shapes_of_codecs(width: int) -> dict[str, Codec]:
         "bands": Bands(width, 0, runs, (1, 3, 5), basis),
         "bands hadamard": Bands(width, 0, runs, (1, 3, 5), ()),
         "steps": Steps(width, 0, 1, half, basis),
+        "steps in two symbols": Steps(width, 0, 1, half, basis, 0, ((eighth, 3), (1, 0), (2, 7))),
+        "steps hadamard": Steps(width, 0, 1, half, (), -1, ((eighth, 1),)),
     }
 
 
