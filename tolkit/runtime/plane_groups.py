@@ -155,7 +155,7 @@ class _ElementRows:
             return torch.stack([records_nS[:, at : at + length] for at in self._offsets], dim=1)
         return records_nS.as_strided(
             (len(records_nS), count, length),
-            (records_nS.shape[1], self._step, 1),
+            (records_nS.stride(0), self._step, 1),
             records_nS.storage_offset() + first,
         )
 

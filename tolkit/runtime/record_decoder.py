@@ -143,10 +143,13 @@ def unit_rows(embedded_nD: Tensor) -> Tensor:
     return wide_nD / torch.where(mean_n1 > 0, mean_n1, 1.0).sqrt()
 
 
-def _aligned(records_nS: Tensor) -> Tensor:
-    """The records in one piece that views of four-byte numbers can be taken of."""
-    records_nS = records_nS.contiguous()
-    return records_nS.clone() if records_nS.storage_offset() % 4 else records_nS
+def _aligned(bytes_nS: Tensor) -> Tensor:
+    """Records, or planes cut out of them, that views of four-byte numbers can be taken of."""
+    row_bytes, step = bytes_nS.stride()
+    if step == 1 and row_bytes % 4 == 0 and bytes_nS.storage_offset() % 4 == 0:
+        return bytes_nS
+    bytes_nS = bytes_nS.contiguous()
+    return bytes_nS.clone() if bytes_nS.storage_offset() % 4 else bytes_nS
 
 
 def backbone_embedding(bundle: Bundle, device: torch.device) -> Tensor:
