@@ -177,6 +177,17 @@ def test_records_at_an_odd_address_are_moved(tmp_path: Path) -> None:
     assert np.array_equal(got.numpy(), known_rows()[:5])
 
 
+def test_records_within_wider_rows_are_taken_where_they_lie() -> None:
+    bundle = open_bundle(GOLDEN / "v1.0" / "nf4.tol")
+    tier = bundle.manifest.tiers[0]
+    records = torch.from_numpy(bundle.shards.take(tier, np.arange(6)))
+    wide = torch.full((6, tier.stride + 32), 255, dtype=torch.uint8)
+    wide[:, 16 : 16 + tier.stride] = records
+    got = RecordDecoder(bundle, CPU).decode(0, wide[:, 16 : 16 + tier.stride], torch.arange(6))
+    ids = np.arange(bundle.vocab_size)[np.argsort(bundle.slots_of(np.arange(bundle.vocab_size)))]
+    assert np.array_equal(got.numpy(), bundle.rows(ids[:6]))
+
+
 def test_predictions_leave_the_records_alone() -> None:
     bundle = open_bundle(GOLDEN / "v1.0" / "bands-klt.tol")
     tier = bundle.manifest.tiers[0]
