@@ -7,7 +7,6 @@ from pathlib import Path
 
 from tolkit.sources.bundle import BundleSource
 from tolkit.sources.checkpoint import CheckpointSource
-from tolkit.sources.decode import decode_plane
 from tolkit.sources.interface import PlaneReader, TableSource
 from tolkit_formats.manifest import HistoryEntry
 
@@ -16,7 +15,6 @@ __all__ = [
     "CheckpointSource",
     "PlaneReader",
     "TableSource",
-    "decode_plane",
     "is_bundle",
     "lineage",
     "open_source",

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from tolkit.errors import BundleError, InputError
-from tolkit.sources.decode import decode_plane
+from tolkit.runtime.record_decoder import PlaneDecoder
 from tolkit.sources.interface import COPY_BYTES, PlaneReader, slots_by_count
 from tolkit_formats import files
-from tolkit_formats.codecs import Codec, prepared
+from tolkit_formats.codecs import Codec
 from tolkit_formats.manifest import Sources
 from tolkit_formats.predictor import unit_rows
 from tolkit_formats.reader import Bundle, open_bundle
@@ -67,21 +67,15 @@ class BundleSource:
     def plane(self, layer: int) -> PlaneReader:
         """Expands the plane's basis and predictor, if it has them."""
         bundle = self.bundle
-        stored = {**bundle.shared(layer), **bundle.common}
-        codecs = dict(zip(bundle.manifest.tiers, self._codecs(layer), strict=True))
-        ready = {
-            tier.index: {
-                name: torch.from_numpy(array) for name, array in prepared(codec, stored).items()
-            }
-            for tier, codec in codecs.items()
-        }
+        decoder = PlaneDecoder(bundle, layer)
         weights_DD = bundle.predictor_weights(layer)
 
         def read(first_slot: int, stop_slot: int) -> Tensor:
             pieces = bundle.plane_pieces(layer, self._stored_slots(first_slot, stop_slot))
             rows_ND = torch.empty((stop_slot - first_slot, self.hidden_size))
             for tier, where, plane_NB in pieces:
-                rows_ND[where] = decode_plane(codecs[tier], plane_NB, ready[tier.index])
+                # Products run in torch: numpy's would use its own threads beside torch's.
+                rows_ND[where] = decoder.rows(tier.index, torch.from_numpy(np.array(plane_NB)))
             if weights_DD is not None:
                 unit_ND = unit_rows(self.embedded(first_slot, stop_slot).numpy())
                 rows_ND += torch.from_numpy(unit_ND) @ torch.from_numpy(weights_DD).T
