@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tolkit.errors import BundleError, CheckpointError, InputError
+from tolkit.cold_rows import ColdPlanes
+from tolkit.errors import BundleError, CheckpointError, InputError, UsageError
 from tolkit.model import CheckpointFiles, LayerFfn, checkpoint_tensors
 from tolkit.model.files import require_finite
 from tolkit.parallel import all_intra_op_threads
@@ -26,10 +28,12 @@ from tolkit_formats import digests, files
 from tolkit_formats.codecs import Bands, Codec, Steps, Svd, prepared
 from tolkit_formats.entropy import Coding
 from tolkit_formats.layer_errors import LayerErrors
+from tolkit_formats.limits import NO_SLOT
 from tolkit_formats.manifest import HistoryEntry, LayerDigests, LayerStatus, Sources
+from tolkit_formats.partial import ffn_names
 from tolkit_formats.predictor import Predictor, unit_rows
 from tolkit_formats.reader import Bundle, open_bundle
-from tolkit_formats.tensorfile import TensorStream
+from tolkit_formats.tensorfile import TensorInfo, TensorStream
 
 __all__ = [
     "BundleSource",
@@ -39,6 +43,7 @@ __all__ = [
     "decode_plane",
     "is_bundle",
     "open_source",
+    "unknown_counts",
 ]
 
 _COPY_BYTES = 8 << 20
@@ -48,10 +53,15 @@ PlaneReader = Callable[[int, int], Tensor]
 
 
 class TableSource(Protocol):
-    """Where planes come from, and everything of the source that a bundle keeps."""
+    """Where planes come from, and everything of the source that a bundle keeps.
+
+    `num_rows` of the slots, the first ones, get a record in what is written: V, or fewer once
+    `keep_rows` said so; of a partial bundle what it has. Every slot of 0..V-1 can be read.
+    """
 
     path: Path
     vocab_size: int
+    num_rows: int
     num_layers: int
     hidden_size: int
     statuses: tuple[LayerStatus, ...]
@@ -69,6 +79,9 @@ class TableSource(Protocol):
 
     def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
         """From now on order slots by these counts, and keep them; before anything is read."""
+
+    def keep_rows(self, count: int) -> None:
+        """From now on only the first `count` slots are written; after `use_counts`."""
 
     def plane(self, layer: int) -> PlaneReader:
         """Get ready to read one layer's table."""
@@ -99,6 +112,9 @@ class TableSource(Protocol):
 
     def write_backbone(self, path: Path) -> None:
         """Write backbone.safetensors."""
+
+    def write_ffn(self, path: Path, layers: Sequence[int]) -> None:
+        """Write ffn.safetensors with the weights of these layers (not of whole bundles)."""
 
     def require_unchanged(self) -> None:
         """Raise when what was read is no longer what the source holds."""
@@ -140,7 +156,7 @@ class CheckpointSource:
                 "so it has no token-wise tables",
                 hint="train one with: tol train DATA -o CKPT --arch memory",
             )
-        self.vocab_size = config.vocab_size
+        self.vocab_size = self.num_rows = config.vocab_size
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
         self.statuses = (LayerStatus("kept"),) * self.num_layers
@@ -166,6 +182,12 @@ class CheckpointSource:
         self.slot_of_token_V = slots_by_count(counts_V)
         order = np.argsort(self.slot_of_token_V)
         self._token_of_slot = torch.from_numpy(order.astype(np.int64))
+
+    def keep_rows(self, count: int) -> None:
+        """See TableSource. UsageError where no counts say which."""
+        if self.token_counts_V is None and count < self.vocab_size:
+            raise unknown_counts(self.path)
+        self.num_rows = count
 
     def plane(self, layer: int) -> PlaneReader:
         """Loads this layer's FFN (LayerFfn states the memory); `sources` has checked it."""
@@ -253,14 +275,16 @@ class CheckpointSource:
 
         `sources` has checked that they are finite.
         """
-        names = self._backbone_names()
+        self._write_tensors(path, self._backbone_names())
+
+    def write_ffn(self, path: Path, layers: Sequence[int]) -> None:
+        """Memory FFNs and their norms in their stored dtypes; `sources` has checked them."""
+        names = [name for layer in layers for name in ffn_names(layer).values()]
+        self._write_tensors(path, sorted(names))
+
+    def _write_tensors(self, path: Path, names: Sequence[str]) -> None:
         infos = {name: self._files.info(name) for name in names}
-        directory = [(name, info.dtype, info.shape) for name, info in infos.items()]
-        with TensorStream(path, directory, {"format": "pt"}) as stream:
-            for name in names:
-                view = files.bytes_view(self._files.array(name))
-                for start in range(0, len(view), _COPY_BYTES):
-                    stream.write(view[start : start + _COPY_BYTES])
+        _write_weights(path, infos, self._files.array)
 
     def require_unchanged(self) -> None:
         """CheckpointError when a file was written to since it was opened."""
@@ -268,17 +292,18 @@ class CheckpointSource:
 
 
 class BundleSource:
-    """Planes decoded from a bundle."""
+    """Planes decoded from a bundle; of partial tables, cold rows computed and behind the others."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bundle: Bundle = open_bundle(path)
         manifest = self.bundle.manifest
-        if manifest.num_rows != manifest.vocab_size:
+        if manifest.num_rows != manifest.vocab_size and manifest.partial is None:
             raise InputError(
-                f"{path}: has {manifest.num_rows:,} records for {manifest.vocab_size:,} tokens; "
-                "only whole tables are read here"
+                f"{path}: has {manifest.num_rows:,} records for {manifest.vocab_size:,} tokens "
+                "and nothing to compute the other rows from"
             )
+        self.num_rows = manifest.num_rows
         self.vocab_size = manifest.vocab_size
         self.num_layers = manifest.num_layers
         self.hidden_size = manifest.hidden_size
@@ -290,6 +315,9 @@ class BundleSource:
         self.history = manifest.history
         self.token_counts_V = self.bundle.token_counts()
         self.slot_of_token_V = self.bundle.slot_of_token
+        if manifest.partial is not None:
+            assert self.slot_of_token_V is not None, "parse_manifest lets no identity map pass"
+            self.slot_of_token_V = self._with_cold_slots(self.slot_of_token_V.copy())
         self.tier_ranges = tuple((t.first_slot, t.first_slot + t.num_rows) for t in manifest.tiers)
         self.predictors = manifest.predictors
         self.coding = manifest.coding
@@ -300,9 +328,45 @@ class BundleSource:
         """See TableSource; stored records stay where they are and are picked one by one."""
         slot_of_token_V = slots_by_count(counts_V)
         token_of_slot = np.argsort(slot_of_token_V)
+        self.token_counts_V = counts_V
+        if self.bundle.manifest.partial is not None:
+            token_of_slot = token_of_slot[self.bundle.has_record(token_of_slot)]
+            slot_of_token_V[:] = NO_SLOT
+            slot_of_token_V[token_of_slot] = np.arange(len(token_of_slot), dtype=np.uint32)
+            slot_of_token_V = self._with_cold_slots(slot_of_token_V)
         self._stored_slot_V = self.bundle.slots_of(token_of_slot)
-        self.token_counts_V, self.slot_of_token_V = counts_V, slot_of_token_V
-        self.tier_ranges = ((0, self.vocab_size),)
+        self.slot_of_token_V = slot_of_token_V
+        self.tier_ranges = ((0, self.num_rows),)
+
+    def _with_cold_slots(self, slot_of_token_V: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+        """The map filled up (mutated): cold tokens behind the others, in the usual order."""
+        cold = np.flatnonzero(slot_of_token_V == NO_SLOT)
+        counts = np.zeros(len(cold), np.uint64)
+        if self.token_counts_V is not None:
+            counts = self.token_counts_V[cold]
+        stored = self.vocab_size - len(cold)
+        slot_of_token_V[cold] = slots_by_count(counts) + np.uint32(stored)
+        return slot_of_token_V
+
+    def keep_rows(self, count: int) -> None:
+        """See TableSource. UsageError: more than there are, or none of the others' FFN weights."""
+        if count == self.num_rows:
+            return
+        partial = self.bundle.manifest.partial
+        if partial is None:
+            raise UsageError(
+                f"{self.path}: keeps no FFN weights to compute the rows of other tokens from",
+                hint="keep rows of the checkpoint: tol compress CKPT --keep-rows N",
+            )
+        if count > partial.rows:
+            raise UsageError(
+                f"--keep-rows: {count:,} rows, {self.path} has records of {partial.rows:,} tokens",
+                hint="keep rows of the checkpoint: tol compress CKPT --keep-rows N",
+            )
+        if self.token_counts_V is None:
+            raise unknown_counts(self.path)
+        self.num_rows = count
+        self.tier_ranges = ((0, count),)
 
     def plane(self, layer: int) -> PlaneReader:
         """Expands the plane's basis and predictor, if it has them."""
@@ -316,8 +380,20 @@ class BundleSource:
             for tier, codec in codecs.items()
         }
         weights_DD = bundle.predictor_weights(layer)
+        stored_rows = bundle.manifest.num_rows
+        cold = None if self._cold is None else self._cold.plane(layer)
+        tokens = torch.from_numpy(self._tokens)
 
         def read(first_slot: int, stop_slot: int) -> Tensor:
+            if stop_slot <= stored_rows:
+                return read_stored(first_slot, stop_slot)
+            assert cold is not None, "a whole table has no slots behind the stored ones"
+            cold_ND = cold(tokens[max(first_slot, stored_rows) : stop_slot])
+            if first_slot >= stored_rows:
+                return cold_ND
+            return torch.cat([read_stored(first_slot, stored_rows), cold_ND])
+
+        def read_stored(first_slot: int, stop_slot: int) -> Tensor:
             pieces = bundle.plane_pieces(layer, self._stored_slots(first_slot, stop_slot))
             rows_ND = torch.empty((stop_slot - first_slot, self.hidden_size))
             for tier, where, plane_NB in pieces:
@@ -328,6 +404,10 @@ class BundleSource:
             return rows_ND
 
         return read
+
+    @cached_property
+    def _cold(self) -> ColdPlanes | None:
+        return None if self.bundle.manifest.partial is None else ColdPlanes(self.bundle)
 
     def _stored_slots(self, first_slot: int, stop_slot: int) -> npt.NDArray[np.int64]:
         if self._stored_slot_V is None:
@@ -382,16 +462,37 @@ class BundleSource:
 
     def write_backbone(self, path: Path) -> None:
         """A copy, its digest checked on the way."""
-        view = files.bytes_view(files.map_bytes(self.path / "backbone.safetensors"))
-        expected = self.bundle.manifest.files["backbone.safetensors"].sha256
-        if hashlib.sha256(view).hexdigest() != expected:
-            raise BundleError(f"{self.path}/backbone.safetensors: does not match its digest")
+        name = "backbone.safetensors"
+        view = files.bytes_view(files.map_bytes(self.path / name))
+        if hashlib.sha256(view).hexdigest() != self.bundle.manifest.files[name].sha256:
+            raise BundleError(f"{self.path}/{name}: does not match its digest")
         with files.FileWriter(path, expected_bytes=len(view)) as writer:
             for start in range(0, len(view), _COPY_BYTES):
                 writer.write(view[start : start + _COPY_BYTES])
 
+    def write_ffn(self, path: Path, layers: Sequence[int]) -> None:
+        """The weights of these layers from a partial bundle, their digests checked."""
+        names = sorted(name for layer in layers for name in ffn_names(layer).values())
+        found = {layer: self.bundle.ffn_file(layer) for layer in layers}
+        file = found[layers[0]]
+        _write_weights(path, {name: file.infos[name] for name in names}, file.array)
+
     def require_unchanged(self) -> None:
         """Nothing to do: every byte read was checked against the manifest."""
+
+
+def _write_weights(
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    array: Callable[[str], npt.NDArray[np.generic]],
+) -> None:
+    """Tensors as they are stored, piece by piece."""
+    directory = [(name, info.dtype, info.shape) for name, info in infos.items()]
+    with TensorStream(path, directory, {"format": "pt"}) as stream:
+        for name in infos:
+            view = files.bytes_view(array(name))
+            for start in range(0, len(view), _COPY_BYTES):
+                stream.write(view[start : start + _COPY_BYTES])
 
 
 def _with_dtypes(
@@ -451,6 +552,15 @@ def _decode_steps(
             full_NR[:, : codec.count] = values_NC * shared["basis"]
             rows_ND += rotated(full_NR)
     return rows_ND.mul_(2.0**codec.exponent)
+
+
+def unknown_counts(path: Path) -> UsageError:
+    """Nobody says which tokens are frequent."""
+    return UsageError(
+        f"--keep-rows: how often tokens stand in text is not known of {path}",
+        hint=f"run: tol count DATA --tokenizer {path} -o counts.safetensors, "
+        "and add --weights counts.safetensors",
+    )
 
 
 def lineage(history: Sequence[HistoryEntry]) -> str:

@@ -178,7 +178,7 @@ def _from_bundle(path: Path) -> Runnable:
         kind="bundle",
         identity=bundle.identity,
         model=model,
-        rows=BundleRows(bundle),
+        rows=_rows_of(bundle),
         tokenizer=Tokenizer(
             tokenizer_json, bundle.file_bytes("tokenizer_config.json"), f"{path}/tokenizer.json"
         ),
@@ -187,6 +187,14 @@ def _from_bundle(path: Path) -> Runnable:
         bits_per_value=bundle.bits_per_value,
         healed=any(step.command == "train" for step in manifest.history),
     )
+
+
+def _rows_of(bundle: Bundle) -> RowSource:
+    if bundle.manifest.partial is None:
+        return BundleRows(bundle)
+    from tolkit.runtime.recompute import RecomputeRows  # the runtime imports this module
+
+    return RecomputeRows(BundleRows(bundle), bundle)
 
 
 def _backbone_dtype(backbone: TensorFile, config: ModelConfig) -> torch.dtype:

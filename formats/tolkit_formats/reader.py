@@ -26,6 +26,7 @@ from tolkit_formats.limits import (
 )
 from tolkit_formats.manifest import Manifest
 from tolkit_formats.manifest_rules import parse_manifest
+from tolkit_formats.partial import FFN_FILE, check_ffn_header, ffn_layers, require_ffn_digests
 from tolkit_formats.predictor import unit_rows
 from tolkit_formats.rans import Models, RowCoder
 from tolkit_formats.records import Plane, Tier
@@ -41,6 +42,7 @@ _SIDE_FILES = (
     "tables/bases.safetensors",
     "tables/checksums.safetensors",
     "tables/slots.safetensors",
+    FFN_FILE,
 )
 
 
@@ -97,6 +99,7 @@ class Bundle:
         }
         self._expanded: dict[tuple[int | str, int], Mapping[str, npt.NDArray[Any]]] = {}
         self._expanded_bytes = 0
+        self._known_ffns: set[int] = set()
         self._coders: dict[int, RowCoder] = {}
         self._coders_lock = threading.Lock()
         self.shards = RecordShards(
@@ -268,6 +271,50 @@ class Bundle:
 
     def slots_of(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Slot of each token id [n]; UsageError out of range, BundleError without a record."""
+        ids = self._checked_ids(token_ids)
+        if self.slot_of_token is None:
+            return ids
+        slots: npt.NDArray[np.int64] = self.slot_of_token[ids].astype(np.int64)
+        if slots.size and slots.max() == NO_SLOT:
+            missing = ids[slots == NO_SLOT][0]
+            raise BundleError(
+                f"{self.path}: token id {missing} has no record (partial tables)",
+                hint="has_record says which tokens have one; tolkit computes the rows of the "
+                "others (tolkit.runtime.recompute)",
+            )
+        return slots
+
+    def has_record(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Whether each token id [n] has a record; UsageError out of range."""
+        ids = self._checked_ids(token_ids)
+        if self.slot_of_token is None:
+            return np.ones(len(ids), bool)
+        found: npt.NDArray[np.bool_] = self.slot_of_token[ids] != NO_SLOT
+        return found
+
+    def ffn_file(self, layer: int) -> TensorFile:
+        """The file with a layer's memory FFN, under `partial.ffn_names`; its digests checked.
+
+        Raises:
+            UsageError: the bundle keeps no weights of this layer.    BundleError: damaged.
+        """
+        if FFN_FILE not in self.manifest.files or layer not in ffn_layers(self.manifest.layers):
+            raise UsageError(f"{self.path}: keeps no FFN weights of layer {layer}")
+        if layer not in self._known_ffns:
+            require_ffn_digests(self._ffn, layer, self.manifest.sources.layers[layer])
+            self._known_ffns.add(layer)
+        return self._ffn
+
+    @cached_property
+    def _ffn(self) -> TensorFile:
+        return self.tensor_file(FFN_FILE)
+
+    @property
+    def embedding(self) -> npt.NDArray[Any]:
+        """The backbone's embedding [V, D] as stored (BF16 as its uint16 bits), digest checked."""
+        return self._embedding
+
+    def _checked_ids(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         ids = np.asarray(token_ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError(
@@ -277,13 +324,7 @@ class Bundle:
         if ids.size and not (0 <= ids.min() and ids.max() < self.vocab_size):
             bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise UsageError(f"token id {bad}: out of range, the vocabulary has {self.vocab_size}")
-        if self.slot_of_token is None:
-            return ids
-        slots: npt.NDArray[np.int64] = self.slot_of_token[ids].astype(np.int64)
-        if slots.size and slots.max() == NO_SLOT:
-            missing = ids[slots == NO_SLOT][0]
-            raise BundleError(f"{self.path}: token id {missing} has no record (partial tables)")
-        return slots
+        return ids
 
     @cached_property
     def slot_of_token(self) -> npt.NDArray[np.uint32] | None:
@@ -379,6 +420,8 @@ class Bundle:
         for name, file in self._side_files.items():
             if name == "tables/slots.safetensors":
                 file.expect("slots", "U32", (self.vocab_size,))
+            elif name == FFN_FILE:
+                check_ffn_header(file, ffn_layers(self.manifest.layers), self.hidden_size)
             elif name == "tables/bases.safetensors":
                 expected = {
                     shared_name(layer, array): stored

@@ -1,0 +1,1 @@
+"""Running a model on table rows fetched when they are needed."""
