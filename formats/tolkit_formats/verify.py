@@ -77,7 +77,8 @@ def verify(path: str | Path, *, on_bytes: Callable[[int], None] | None = None) -
             ffn = bundle.ffn_file(layer)
         require_ffn_finite(ffn)
         _check_embedding(bundle)
-        checks.append("FFN weights of cold tokens: finite, match their source digests")
+        cold = bundle.vocab_size - manifest.partial.rows
+        checks.append(f"FFN weights of {cold:,} cold tokens: finite, match their source digests")
     return VerifyReport(bundle.path, bundle.identity, manifest.bundle_bytes, count, tuple(checks))
 
 

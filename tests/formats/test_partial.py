@@ -117,7 +117,7 @@ def test_a_stranger_computes_a_cold_row(tiny: TinyPartial) -> None:
 def test_verify_names_what_it_checked(tiny: TinyPartial) -> None:
     report = verify(tiny.path)
     assert report.num_records == 15
-    assert any("FFN weights of cold tokens" in check for check in report.checks)
+    assert any("FFN weights of 25 cold tokens" in check for check in report.checks)
 
 
 def test_an_old_reader_refuses_it(tiny: TinyPartial) -> None:
@@ -199,9 +199,7 @@ CASES = [
     Case("covers more than all", _partial(covered=1.5), ("covered is 1.5", "0 to 1")),
     Case("another way to find cold rows", _partial(cold="zero"), ("cold is 'zero'",)),
     Case("a field nobody knows", _partial(more=1), ("unknown field 'more'",)),
-    Case(
-        "feature without object", _manifest(lambda m: m.pop("partial")), ("partial is missing",)
-    ),
+    Case("feature without object", _manifest(lambda m: m.pop("partial")), ("partial is missing",)),
     Case(
         "object without feature",
         _manifest(lambda m: m.update(required_features=[])),
