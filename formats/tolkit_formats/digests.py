@@ -7,11 +7,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from tolkit_formats import files, strict_json
 from tolkit_formats.errors import BundleError, DataError, MismatchError
 from tolkit_formats.files import Buffer, bytes_view
+from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES
 
-__all__ = ["array_digest", "file_digest", "json_digest", "tokenizer_digest", "tokenizer_vocabulary"]
+__all__ = [
+    "array_digest",
+    "block_digests",
+    "file_digest",
+    "json_digest",
+    "tokenizer_digest",
+    "tokenizer_vocabulary",
+]
 
 _CHUNK = 8 << 20
 _TOKENIZER_DEPTH = 32
@@ -23,6 +34,16 @@ def file_digest(path: Path) -> str:
     for chunk in files.read_chunks(Path(path), _CHUNK):
         digest.update(chunk)
     return digest.hexdigest()
+
+
+def block_digests(path: Path) -> npt.NDArray[np.uint8]:
+    """SHA-256 of each 1 MiB block of a file, U8 [blocks, 32]."""
+    data = bytes_view(files.map_bytes(path))
+    blocks = [
+        np.frombuffer(hashlib.sha256(data[i : i + CHECKSUM_BLOCK_BYTES]).digest(), np.uint8)
+        for i in range(0, len(data), CHECKSUM_BLOCK_BYTES)
+    ]
+    return np.stack(blocks) if blocks else np.empty((0, 32), np.uint8)
 
 
 def array_digest(dtype: str, shape: tuple[int, ...], buffers: Iterable[Buffer]) -> str:

@@ -4,18 +4,17 @@ Publish order (SPEC section 9): data files are written and fsynced in a sibling 
 manifest last; one rename of the folder to its final name; fsync of the parent. Published files
 are never opened for writing again.
 
-`set_fault_hook` lets tests stop the process, or fail a call, at any of these calls.
+`set_fault_hook` lets tests stop the process, or fail a call, at any of these calls (io_calls.py).
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import mmap
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tolkit_formats.errors import InputError, OutputExistsError, ResourceError, TolError
+from tolkit_formats.errors import InputError, OutputExistsError, ResourceError
+from tolkit_formats.io_calls import fault, fault_hook_set, free_bytes, operation, set_fault_hook
 
 __all__ = [
     "FileWriter",
@@ -52,64 +52,8 @@ __all__ = [
 ]
 
 Buffer = bytes | bytearray | memoryview | npt.NDArray[Any]
-FaultHook = Callable[[str, str], None]
 
 _COPY_BYTES = 1 << 20
-
-_fault_hook: FaultHook | None = None
-
-# What the environment, not the user's input, is to blame for.
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def set_fault_hook(hook: FaultHook | None) -> None:
-    """Call `hook(operation, path)` before and after every I/O call (tests only); None removes it.
-
-    Operations: open, write, write-half (half of a buffer is out), fsync, replace, link, unlink,
-    mkdir, fsync-dir, map, read; each again with the suffix ``-done`` afterwards.
-    """
-    global _fault_hook
-    _fault_hook = hook
-
-
-def _fault(operation: str, path: str | Path) -> None:
-    if _fault_hook is not None:
-        _fault_hook(operation, str(path))
-
-
-def _free_bytes(path: Path) -> int | None:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    try:
-        return shutil.disk_usage(path).free
-    except OSError:
-        return None
-
-
-@contextmanager
-def _operation(name: str, path: Path, *, needed_bytes: int = 0) -> Iterator[None]:
-    """Run one I/O call between its fault points, with errors in the user's words."""
-    try:
-        _fault(name, path)
-        yield
-        _fault(f"{name}-done", path)
-    except OSError as error:
-        raise _explain(error, name, path, needed_bytes) from error
-
-
-def _explain(error: OSError, name: str, path: Path, needed_bytes: int) -> TolError:
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in _FULL:
-        free = _free_bytes(path)
-        room = "" if free is None else f", {free:,} bytes free"
-        need = f", {needed_bytes:,} bytes needed" if needed_bytes else ""
-        return ResourceError(
-            f"{path}: {reason.lower()} while writing{need}{room}",
-            hint="free space or choose another output folder, then run the same command again",
-        )
-    if name in {"read", "map"} and error.errno in {errno.ENOENT, errno.ENOTDIR, errno.EISDIR}:
-        return InputError(f"{path}: {reason.lower()}")
-    return ResourceError(f"{path}: {reason.lower()} ({name})")
 
 
 def bytes_view(buffer: Buffer) -> memoryview:
@@ -130,7 +74,7 @@ class FileWriter:
         self.path = Path(path)
         self.written_bytes = 0
         self._expected_bytes = expected_bytes
-        with _operation("open", self.path, needed_bytes=expected_bytes):
+        with operation("open", self.path, needed_bytes=expected_bytes):
             self._fd = os.open(
                 self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
             )
@@ -138,11 +82,11 @@ class FileWriter:
     def write(self, buffer: Buffer) -> None:
         """Append all of `buffer` (bytes-like or a C-contiguous array)."""
         view = bytes_view(buffer)
-        with _operation("write", self.path, needed_bytes=self._expected_bytes):
-            if _fault_hook is not None and len(view) > 1:
+        with operation("write", self.path, needed_bytes=self._expected_bytes):
+            if fault_hook_set() and len(view) > 1:
                 half = len(view) // 2
                 self._write_all(view[:half])
-                _fault("write-half", self.path)
+                fault("write-half", self.path)
                 self._write_all(view[half:])
             else:
                 self._write_all(view)
@@ -157,7 +101,7 @@ class FileWriter:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             try:
-                with _operation("fsync", self.path, needed_bytes=self._expected_bytes):
+                with operation("fsync", self.path, needed_bytes=self._expected_bytes):
                     os.fsync(fd)
             finally:
                 os.close(fd)
@@ -203,13 +147,13 @@ def write_atomic(path: Path, data: Buffer) -> None:
 
 def replace(source: Path, destination: Path) -> None:
     """Rename `source` over `destination` (files, or a folder to a free name)."""
-    with _operation("replace", destination):
+    with operation("replace", destination):
         os.replace(source, destination)
 
 
 def unlink(path: Path) -> None:
     """Remove one file; a missing one is fine."""
-    with _operation("unlink", path):
+    with operation("unlink", path):
         Path(path).unlink(missing_ok=True)
 
 
@@ -219,7 +163,7 @@ def link_or_copy(source: Path, destination: Path) -> None:
     Where the file system has no hard links, or the two lie on different ones, the bytes are
     copied and fsynced.
     """
-    with _operation("link", destination):
+    with operation("link", destination):
         try:
             os.link(source, destination, follow_symlinks=False)
             return
@@ -234,7 +178,7 @@ def link_or_copy(source: Path, destination: Path) -> None:
 
 def make_dir(path: Path) -> None:
     """Create a folder (parents too); an existing one is fine."""
-    with _operation("mkdir", path):
+    with operation("mkdir", path):
         Path(path).mkdir(parents=True, exist_ok=True)
 
 
@@ -259,13 +203,13 @@ def remove_tree(path: Path) -> None:
     """Remove a work folder and all in it. Links are removed, never followed."""
     if not path.exists() and not path.is_symlink():
         return
-    with _operation("unlink", path):
+    with operation("unlink", path):
         shutil.rmtree(path)
 
 
 def fsync_dir(path: Path) -> None:
     """Make the names in a folder durable."""
-    with _operation("fsync-dir", path):
+    with operation("fsync-dir", path):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -310,7 +254,7 @@ def require_regular(path: Path) -> int:
 def read_bytes(path: Path, *, limit_bytes: int) -> bytes:
     """Whole content of a small file; InputError when it is larger than `limit_bytes`."""
     path = Path(path)
-    with _operation("read", path):
+    with operation("read", path):
         with path.open("rb") as file:
             data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:
@@ -320,11 +264,11 @@ def read_bytes(path: Path, *, limit_bytes: int) -> bytes:
 
 def read_chunks(path: Path, chunk_bytes: int) -> Iterator[bytes]:
     """A file front to back in pieces of at most `chunk_bytes`."""
-    with _operation("read", path):
+    with operation("read", path):
         file = path.open("rb")
     with file:
         while True:
-            with _operation("read", path):
+            with operation("read", path):
                 chunk = file.read(chunk_bytes)
             if not chunk:
                 return
@@ -333,14 +277,14 @@ def read_chunks(path: Path, chunk_bytes: int) -> Iterator[bytes]:
 
 def list_dir(path: Path) -> list[Path]:
     """Entries of a folder, sorted."""
-    with _operation("read", path):
+    with operation("read", path):
         return sorted(path.iterdir())
 
 
 def map_bytes(path: Path, *, random_access: bool = False) -> npt.NDArray[np.uint8]:
     """The file as a read-only U8 array backed by the page cache, not by anonymous memory."""
     path = Path(path)
-    with _operation("map", path):
+    with operation("map", path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             length = os.fstat(fd).st_size
@@ -362,7 +306,7 @@ def scratch_array(
     Without the reservation a full disk would end the process with SIGBUS instead of an error.
     """
     size_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    with _operation("write", path, needed_bytes=size_bytes):
+    with operation("write", path, needed_bytes=size_bytes):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         try:
             os.posix_fallocate(fd, 0, max(1, size_bytes))
@@ -373,7 +317,7 @@ def scratch_array(
 
 def require_free(folder: Path, needed_bytes: int) -> None:
     """ResourceError when the file system of `folder` has less than 1.02 x `needed_bytes` left."""
-    free = _free_bytes(Path(folder).absolute())
+    free = free_bytes(Path(folder).absolute())
     if free is not None and free < 1.02 * needed_bytes:
         raise ResourceError(
             f"{folder}: not enough disk space, {needed_bytes:,} bytes needed, {free:,} bytes free",
@@ -388,7 +332,7 @@ def lock(path: Path) -> Iterator[None]:
     Only a courtesy: correctness rests on rename, because some network file systems grant the lock
     to everybody.
     """
-    with _operation("open", path):
+    with operation("open", path):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         busy = ResourceError(

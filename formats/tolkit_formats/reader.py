@@ -5,50 +5,25 @@ Letters: V vocabulary, L layers, D hidden, N rows asked for, S record stride, B 
 
 from __future__ import annotations
 
-import hashlib
-import threading
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tolkit_formats import digests, files, strict_json
-from tolkit_formats.codecs import Codec, prepared
-from tolkit_formats.entropy import models_of, tier_coder
-from tolkit_formats.errors import BundleError, InputError, UsageError
-from tolkit_formats.limits import (
-    MAX_MANIFEST_BYTES,
-    MAX_SMALL_FILE_BYTES,
-    NO_SLOT,
-)
+from tolkit_formats.codecs import Codec
+from tolkit_formats.errors import BundleError, UsageError
+from tolkit_formats.folder import BundleFolder
+from tolkit_formats.limits import NO_SLOT
 from tolkit_formats.manifest import Manifest
-from tolkit_formats.manifest_rules import parse_manifest
-from tolkit_formats.partial import FFN_FILE, check_ffn_header, ffn_layers, require_ffn_digests
 from tolkit_formats.predictor import unit_rows
-from tolkit_formats.rans import Models, RowCoder
 from tolkit_formats.records import Plane, Tier
 from tolkit_formats.shards import RecordShards
+from tolkit_formats.shared_arrays import SharedArrays, shared_name
 from tolkit_formats.tensorfile import TensorFile
 
 __all__ = ["Bundle", "open_bundle", "shared_name"]
-
-
-_EMBEDDING = "model.embed_tokens.weight"
-_EXPANDED_BYTES = 256 << 20
-_SIDE_FILES = (
-    "tables/bases.safetensors",
-    "tables/checksums.safetensors",
-    "tables/slots.safetensors",
-    FFN_FILE,
-)
-
-
-def shared_name(layer: int, name: str) -> str:
-    """Name of a plane's shared array in tables/bases.safetensors."""
-    return f"layer.{layer}.{name}"
 
 
 def open_bundle(path: str | Path, *, check_crc: bool = True) -> Bundle:
@@ -79,37 +54,18 @@ class Bundle:
 
     def __init__(self, path: Path, *, check_crc: bool = True) -> None:
         self.path = path
-        if not path.is_dir():
-            what = "is not a folder" if path.exists() else "no such bundle"
-            raise InputError(f"{path}: {what}", hint="give the NAME.tol folder tol build wrote")
-        where = f"{path}/tol.json"
-        try:
-            files.require_regular(path / "tol.json")
-        except InputError as error:
-            raise BundleError(
-                f"{path}: holds no readable tol.json, so it is not a (finished) bundle",
-                hint="give the NAME.tol folder tol build wrote",
-            ) from error
-        data = files.read_bytes(path / "tol.json", limit_bytes=MAX_MANIFEST_BYTES)
-        self.manifest: Manifest = parse_manifest(data, where)
-        self._check_sizes()
-        # Everything rows need is opened now: what is published in its place later changes nothing.
-        self._side_files = {
-            name: TensorFile(path / name) for name in _SIDE_FILES if name in self.manifest.files
-        }
-        self._expanded: dict[tuple[int | str, int], Mapping[str, npt.NDArray[Any]]] = {}
-        self._expanded_bytes = 0
-        self._known_ffns: set[int] = set()
-        self._coders: dict[int, RowCoder] = {}
-        self._coders_lock = threading.Lock()
+        self._folder = BundleFolder(path)
+        self.manifest: Manifest = self._folder.manifest
+        self._shared = SharedArrays(self._folder)
         self.shards = RecordShards(
             path,
             self.manifest,
             lambda: self.tensor_file("tables/checksums.safetensors"),
-            self._coder,
+            self._shared.coder,
             check_crc=check_crc,
         )
-        self._check_side_headers()
+        self._shared.check_headers()
+        self._folder.check_headers()
 
     # What the manifest says, in the words users ask for.
 
@@ -185,7 +141,7 @@ class Bundle:
             records = self.shards.take(tier, slots[inside])
             for i, plane in enumerate(tier.planes):
                 plane_NB = records[:, plane.offset : plane.offset + plane.length]
-                out[inside, i] = plane.codec.decode(plane_NB, self._prepared(tier, plane))
+                out[inside, i] = plane.codec.decode(plane_NB, self._shared.prepared(tier, plane))
         if self.manifest.predictors:
             unit_ND = unit_rows(self.embedded(token_ids))
             for i, layer in enumerate(self.layer_ids):
@@ -196,22 +152,14 @@ class Bundle:
 
     def embedded(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Rows of the backbone's embedding, float32 [n, D]; ids within 0..V-1."""
-        rows = np.array(self._embedding[np.asarray(token_ids, np.int64)])
+        rows = np.array(self._folder.embedding_VD[np.asarray(token_ids, np.int64)])
         if rows.dtype == np.uint16:  # bf16 as the reader maps it
             return (rows.astype(np.uint32) << 16).view(np.float32)
         return rows.astype(np.float32)
 
     def predictor_weights(self, layer: int) -> npt.NDArray[np.float32] | None:
         """A plane's predictor, float32 [D out, D in], kept while the cache has room; or None."""
-        predictor = self.manifest.predictors.get(layer)
-        if predictor is None:
-            return None
-        shapes = predictor.shared_shapes()
-        made = self._cached(
-            ("predictor", layer),
-            lambda: {"weights": predictor.weights_DD(self._shared_arrays(layer, shapes))},
-        )
-        return made["weights"]
+        return self._shared.predictor_weights(layer)
 
     def records(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Stored bytes [n, stride] of tokens, CRC-checked. Only for bundles of one tier."""
@@ -298,21 +246,12 @@ class Bundle:
         Raises:
             UsageError: the bundle keeps no weights of this layer.    BundleError: damaged.
         """
-        if FFN_FILE not in self.manifest.files or layer not in ffn_layers(self.manifest.layers):
-            raise UsageError(f"{self.path}: keeps no FFN weights of layer {layer}")
-        if layer not in self._known_ffns:
-            require_ffn_digests(self._ffn, layer, self.manifest.sources.layers[layer])
-            self._known_ffns.add(layer)
-        return self._ffn
-
-    @cached_property
-    def _ffn(self) -> TensorFile:
-        return self.tensor_file(FFN_FILE)
+        return self._folder.ffn_file(layer)
 
     @property
     def embedding(self) -> npt.NDArray[Any]:
         """The backbone's embedding [V, D] as stored (BF16 as its uint16 bits), digest checked."""
-        return self._embedding
+        return self._folder.embedding_VD
 
     def _checked_ids(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         ids = np.asarray(token_ids)
@@ -326,207 +265,35 @@ class Bundle:
             raise UsageError(f"token id {bad}: out of range, the vocabulary has {self.vocab_size}")
         return ids
 
-    @cached_property
+    @property
     def slot_of_token(self) -> npt.NDArray[np.uint32] | None:
         """U32 [V] token -> slot, or None where slot = token id."""
-        if not self.manifest.mapped_slots:
-            return None
-        name = "tables/slots.safetensors"
-        slots = self.tensor_file(name).expect("slots", "U32", (self.vocab_size,))
-        used = slots[slots != NO_SLOT]
-        if len(used) != self.manifest.num_rows or not np.array_equal(
-            np.sort(used), np.arange(self.manifest.num_rows, dtype=np.uint32)
-        ):
-            raise BundleError(f"{self.path}/{name}: is not a one-to-one map onto the records")
-        return np.array(slots, np.uint32)
+        return self._folder.slot_of_token
 
     def shared(self, layer: int) -> Mapping[str, npt.NDArray[Any]]:
         """Shared arrays of a plane (a basis, a predictor), of all tiers; as they are stored."""
         self.plane(layer)
-        return self._shared_arrays(layer, self._shared_shapes(layer))
+        return self._shared.of_layer(layer)
 
-    @cached_property
+    @property
     def common(self) -> Mapping[str, npt.NDArray[Any]]:
         """Shared arrays of all planes (the models of the entropy coder), as they are stored."""
-        coding = self.manifest.coding
-        if coding is None:
-            return {}
-        shapes = coding.shared_shapes().items()
-        return {name: np.array(self._bases.expect(name, *shape)) for name, shape in shapes}
+        return self._shared.common
+
+    # Files.
 
     def token_counts(self) -> npt.NDArray[np.uint64] | None:
         """U64 [V] how often each token stood in the training text, or None."""
-        if "token_counts.safetensors" not in self.manifest.files:
-            return None
-        file = self.tensor_file("token_counts.safetensors")
-        return np.array(file.expect("token_counts", "U64", (self.vocab_size,)), np.uint64)
+        return self._folder.token_counts()
 
     def file_bytes(self, name: str) -> bytes | None:
         """A root file (config.json, tokenizer.json...), digest checked; None if absent."""
-        entry = self.manifest.files.get(name)
-        if entry is None:
-            return None
-        data = files.read_bytes(self.path / name, limit_bytes=MAX_SMALL_FILE_BYTES)
-        if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise BundleError(f"{self.path}/{name}: does not match its digest in tol.json")
-        return data
+        return self._folder.file_bytes(name)
 
     def config(self) -> dict[str, Any]:
         """config.json, parsed; BundleError unless it is the source model's and of these sizes."""
-        where = f"{self.path}/config.json"
-        data = self.file_bytes("config.json")
-        assert data is not None, "every manifest lists it"
-        config = strict_json.parse(data, where)
-        if not isinstance(config, dict):
-            raise BundleError(f"{where}: expected a JSON object")
-        if digests.json_digest(config) != self.manifest.sources.config:
-            raise BundleError(f"{where}: is not the one the tables are for")
-        for name, size in (
-            ("vocab_size", self.vocab_size),
-            ("num_hidden_layers", self.num_layers),
-            ("hidden_size", self.hidden_size),
-        ):
-            if config.get(name, size) != size:
-                raise BundleError(
-                    f"{where}: {name} is {str(config[name])[:20]}, tol.json says {size}"
-                )
-        return config
+        return self._folder.config()
 
     def tensor_file(self, name: str) -> TensorFile:
         """A safetensors file of the bundle, its digest compared before anything in it is used."""
-        file = self._side_files.get(name) or TensorFile(self.path / name)
-        if file.block_sha256().hex() != self.manifest.files[name].sha256:
-            raise BundleError(f"{file.path}: does not match its digest in tol.json: damaged")
-        return file
-
-    # Plumbing.
-
-    def _check_sizes(self) -> None:
-        for folder in (self.path / "tables",):
-            if folder.is_symlink() or not folder.is_dir():
-                raise BundleError(f"{folder}: is not a folder")
-        for name, entry in self.manifest.files.items():
-            try:
-                size_bytes = files.require_regular(self.path / name)
-            except InputError as error:
-                raise BundleError(error.message) from error
-            if size_bytes != entry.size_bytes:
-                raise BundleError(
-                    f"{self.path}/{name}: {size_bytes:,} bytes, expected {entry.size_bytes:,}"
-                )
-
-    def _check_side_headers(self) -> None:
-        """Shapes are checked when opening; digests when their content is first used."""
-        for name, file in self._side_files.items():
-            if name == "tables/slots.safetensors":
-                file.expect("slots", "U32", (self.vocab_size,))
-            elif name == FFN_FILE:
-                check_ffn_header(file, ffn_layers(self.manifest.layers), self.hidden_size)
-            elif name == "tables/bases.safetensors":
-                expected = {
-                    shared_name(layer, array): stored
-                    for layer in self.layer_ids
-                    for array, stored in self._shared_shapes(layer).items()
-                }
-                if self.manifest.coding is not None:
-                    expected |= self.manifest.coding.shared_shapes()
-                for array, (dtype, shape) in expected.items():
-                    file.expect(array, dtype, shape)
-                for array in sorted(file.infos.keys() - expected.keys()):
-                    raise BundleError(f"{file.path}: tensor {array[:80]!r} belongs to nothing")
-
-    def _shared_shapes(self, layer: int) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-        shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for tier in self.manifest.tiers:
-            for plane in tier.planes:
-                if plane.layer == layer:
-                    shapes |= plane.codec.shared_shapes()
-        if layer in self.manifest.predictors:
-            shapes |= self.manifest.predictors[layer].shared_shapes()
-        return shapes
-
-    def _shared_arrays(
-        self, layer: int, shapes: Mapping[str, tuple[str, tuple[int, ...]]]
-    ) -> Mapping[str, npt.NDArray[Any]]:
-        return {
-            name: self._bases.expect(shared_name(layer, name), dtype, shape)
-            for name, (dtype, shape) in shapes.items()
-        }
-
-    def _prepared(self, tier: Tier, plane: Plane) -> Mapping[str, npt.NDArray[Any]]:
-        """What a plane's decoder needs; empty for codecs without shared arrays."""
-        shapes = plane.codec.shared_shapes()
-        if not shapes:
-            return {}
-        return self._cached(
-            (tier.index, plane.layer),
-            lambda: prepared(
-                plane.codec, {**self._shared_arrays(plane.layer, shapes), **self.common}
-            ),
-        )
-
-    def _coder(self, tier: Tier) -> RowCoder:
-        """The coder of a tier's records; its tables are made on first use."""
-        with self._coders_lock:
-            if tier.index not in self._coders:
-                self._coders[tier.index] = self._made_coder(tier)
-            return self._coders[tier.index]
-
-    def _made_coder(self, tier: Tier) -> RowCoder:
-        assert self.manifest.coding is not None
-        classes = []
-        for plane in tier.planes:
-            shapes = plane.codec.shared_shapes()
-            name = f"classes.{tier.index}"
-            if name in shapes:
-                arrays = self._shared_arrays(plane.layer, {name: shapes[name]})
-                classes.append(arrays[name])
-        try:
-            return tier_coder(self._models, classes, self.manifest.coding)
-        except BundleError as error:
-            raise BundleError(f"{self._bases.path}: {error.message}") from error
-
-    @cached_property
-    def _models(self) -> Models:
-        try:
-            return models_of(self.common)
-        except BundleError as error:
-            raise BundleError(f"{self._bases.path}: {error.message}") from error
-
-    def _cached(
-        self, key: tuple[int | str, int], make: Callable[[], Mapping[str, npt.NDArray[Any]]]
-    ) -> Mapping[str, npt.NDArray[Any]]:
-        """Expanded arrays, made once while they fit _EXPANDED_BYTES, else at every call."""
-        if key in self._expanded:
-            return self._expanded[key]
-        try:
-            made = make()
-        except BundleError as error:
-            where = f"{self._bases.path}: layer {key[1]}"
-            raise BundleError(f"{where}: {error.message}") from error
-        size_bytes = sum(array.nbytes for array in made.values())
-        if self._expanded_bytes + size_bytes <= _EXPANDED_BYTES:
-            self._expanded[key] = made
-            self._expanded_bytes += size_bytes
-        return made
-
-    @cached_property
-    def _bases(self) -> TensorFile:
-        return self.tensor_file("tables/bases.safetensors")
-
-    @cached_property
-    def _embedding(self) -> npt.NDArray[Any]:
-        backbone = self.tensor_file("backbone.safetensors")
-        info = backbone.infos.get(_EMBEDDING)
-        shape = (self.vocab_size, self.hidden_size)
-        if info is None or info.shape != shape or info.dtype not in ("F32", "F16", "BF16"):
-            raise BundleError(
-                f"{backbone.path}: {_EMBEDDING} is missing or no {list(shape)} of F32, F16 or BF16"
-            )
-        weight_VD = backbone.expect(_EMBEDDING, info.dtype, shape)
-        if digests.array_digest(info.dtype, shape, [weight_VD]) != self.manifest.sources.embedding:
-            raise BundleError(
-                f"{backbone.path}: {_EMBEDDING} is not the one the tables are for "
-                "(sources.embedding in tol.json)"
-            )
-        return weight_VD
+        return self._folder.tensor_file(name)

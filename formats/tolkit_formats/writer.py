@@ -4,13 +4,10 @@ The work folder ``NAME.tol.partial`` holds ``bundle/`` (what will be published),
 (fingerprint of inputs and options, finished shards with their digests, notes of the caller) and
 scratch files of the caller. The same command finds its fingerprint there and continues; finished
 shards are hashed again before they are believed.
-
-Letters: N rows, S record stride.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace as with_fields
@@ -22,8 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit_formats import files, strict_json
-from tolkit_formats.coded_shards import coded_tensors
-from tolkit_formats.digests import file_digest, json_digest
+from tolkit_formats.digests import block_digests, file_digest, json_digest
 from tolkit_formats.errors import (
     BundleError,
     InputError,
@@ -31,14 +27,22 @@ from tolkit_formats.errors import (
     OutputExistsError,
     TolError,
 )
-from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES, MAX_MANIFEST_BYTES
+from tolkit_formats.limits import MAX_MANIFEST_BYTES
 from tolkit_formats.manifest import FileEntry, Manifest, needs_of
 from tolkit_formats.manifest_rules import parse_manifest
 from tolkit_formats.rans import RowCoder
-from tolkit_formats.records import Tier, seal_records
-from tolkit_formats.tensorfile import TensorStream, write_tensors
+from tolkit_formats.records import Tier
+from tolkit_formats.shard_writers import CodedShardWriter, ShardWriter
+from tolkit_formats.tensorfile import write_tensors
 
-__all__ = ["BundleWriter", "ShardWriter", "block_digests", "work_folder"]
+__all__ = [
+    "BundleWriter",
+    "CodedShardWriter",
+    "ShardWriter",
+    "block_digests",
+    "require_absent",
+    "work_folder",
+]
 
 _WORK_VERSION = 3
 _STATE_BYTES = 16 * MAX_MANIFEST_BYTES  # notes of every shard
@@ -49,16 +53,6 @@ _STATE = "work.json"
 def work_folder(destination: Path) -> Path:
     """Where the unfinished bundle for `destination` lives."""
     return destination.with_name(destination.name + ".partial")
-
-
-def block_digests(path: Path) -> npt.NDArray[np.uint8]:
-    """SHA-256 of each 1 MiB block of a file, U8 [blocks, 32]."""
-    data = files.bytes_view(files.map_bytes(path))
-    blocks = [
-        np.frombuffer(hashlib.sha256(data[i : i + CHECKSUM_BLOCK_BYTES]).digest(), np.uint8)
-        for i in range(0, len(data), CHECKSUM_BLOCK_BYTES)
-    ]
-    return np.stack(blocks) if blocks else np.empty((0, 32), np.uint8)
 
 
 class BundleWriter:
@@ -185,10 +179,18 @@ class BundleWriter:
         Args:
             coder: of a tier of coded records.
         """
+        name = tier.shard_name(shard)
+        path = self.folder / "tables" / name
+
+        def finished(note: Any) -> None:
+            known = {"bytes": path.stat().st_size, "sha256": file_digest(path), "note": note}
+            self._state["shards"][name] = known
+            self._save()
+
         if not tier.coded:
-            return ShardWriter(self, tier, shard)
+            return ShardWriter(path, tier, shard, finished)
         assert coder is not None and coder.num_positions == tier.stride
-        return CodedShardWriter(self, tier, shard, coder)
+        return CodedShardWriter(path, tier, shard, coder, finished)
 
     def shard_bytes(self) -> dict[str, int]:
         """File name -> bytes of the shards finished so far."""
@@ -202,13 +204,6 @@ class BundleWriter:
         self._save()
         for name in names:
             files.unlink(self.folder / "tables" / name)
-
-    def _shard_finished(
-        self, tier: Tier, shard: int, size_bytes: int, sha256: str, note: Any
-    ) -> None:
-        name = tier.shard_name(shard)
-        self._state["shards"][name] = {"bytes": size_bytes, "sha256": sha256, "note": note}
-        self._save()
 
     # The end.
 
@@ -303,87 +298,6 @@ def _remove(entry: Path) -> None:
         files.remove_tree(entry)
     else:
         files.unlink(entry)
-
-
-class ShardWriter:
-    """One shard file, written block by block; a context manager."""
-
-    def __init__(self, bundle: BundleWriter, tier: Tier, shard: int) -> None:
-        self._bundle, self._tier, self._shard = bundle, tier, shard
-        self._path = bundle.folder / "tables" / tier.shard_name(shard)
-        self._temporary = self._path.with_name(f".{self._path.name}.tmp")
-        self._next_slot = tier.first_slot + shard * tier.rows_per_shard
-        shape = (tier.shard_rows(shard), tier.stride)
-        self._stream = TensorStream(self._temporary, [("records", "U8", shape)])
-        self._note: Any = None
-
-    def remember(self, note: Any) -> None:
-        """Keep a JSON value with the shard once it is finished, across a crash."""
-        self._note = note
-
-    def write(self, records_NS: npt.NDArray[np.uint8]) -> None:
-        """Append records: planes in place, zeros behind them. Their CRC is filled in here."""
-        assert records_NS.shape[1] == self._tier.stride, records_NS.shape
-        seal_records(records_NS, self._next_slot)
-        self._next_slot += len(records_NS)
-        self._stream.write(records_NS)
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        self._stream.__exit__(kind, value, tb)
-        if kind is not None:
-            return
-        files.replace(self._temporary, self._path)
-        files.fsync_dir(self._path.parent)
-        size_bytes = self._path.stat().st_size
-        sha256 = file_digest(self._path)
-        self._bundle._shard_finished(self._tier, self._shard, size_bytes, sha256, self._note)
-
-
-class CodedShardWriter:
-    """One shard of entropy-coded records; a context manager.
-
-    Records are held in memory until the end: only then their lengths, which come first, are known.
-    """
-
-    def __init__(self, bundle: BundleWriter, tier: Tier, shard: int, coder: RowCoder) -> None:
-        self._bundle, self._tier, self._shard, self._coder = bundle, tier, shard, coder
-        self._path = bundle.folder / "tables" / tier.shard_name(shard)
-        self._bodies: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]] = []
-        self._note: Any = None
-
-    def write(self, symbols_NC: npt.NDArray[np.uint8]) -> None:
-        """Append rows of symbols: planes in place, a byte each."""
-        self._bodies.append(self._coder.encode(symbols_NC))
-
-    def remember(self, note: Any) -> None:
-        """As `ShardWriter.remember`."""
-        self._note = note
-
-    def __enter__(self) -> CodedShardWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        tb: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            return
-        tier, shard = self._tier, self._shard
-        assert sum(len(lengths) for lengths, _ in self._bodies) == tier.shard_rows(shard)
-        first_slot = tier.first_slot + shard * tier.rows_per_shard
-        write_tensors(self._path, coded_tensors(self._bodies, first_slot, tier.stride))
-        size_bytes, sha256 = self._path.stat().st_size, file_digest(self._path)
-        self._bundle._shard_finished(tier, shard, size_bytes, sha256, self._note)
 
 
 def require_absent(destination: Path, *, force: bool) -> None:

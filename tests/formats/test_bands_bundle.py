@@ -27,7 +27,7 @@ from _bands import (
 from _hostile import Case, params, run_case
 from _nano import memory_folder, refresh, reseal, tensor_bytes, tree_bytes
 
-from tolkit_formats import TolError, open_bundle, reader, verify
+from tolkit_formats import TolError, open_bundle, shared_arrays, verify
 from tolkit_formats.errors import BundleError, UsageError
 from tolkit_formats.tensorfile import TensorFile, write_tensors
 
@@ -66,11 +66,11 @@ def test_rows_do_not_depend_on_what_fits_the_cache(
     bundle: BandsBundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     want = open_bundle(bundle.path).rows(np.arange(VOCAB_SIZE))
-    monkeypatch.setattr(reader, "_EXPANDED_BYTES", 600)
+    monkeypatch.setattr(shared_arrays, "_EXPANDED_BYTES", 600)
     opened = open_bundle(bundle.path)
     for _ in range(2):
         assert np.array_equal(opened.rows(np.arange(VOCAB_SIZE)), want)
-    assert 0 < opened._expanded_bytes <= 600
+    assert 0 < opened._shared._expanded_bytes <= 600
 
 
 @pytest.mark.parametrize("layer", range(3))

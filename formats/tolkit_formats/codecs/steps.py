@@ -21,12 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolkit_formats.bitpack import Run
-from tolkit_formats.codecs.bands import (
-    MAX_EXPONENT,
-    Bands,
-    read_runs,
-    runs_text,
-)
+from tolkit_formats.codecs.bands import Bands, expansion_json, read_expansion
 from tolkit_formats.codecs.base import read_integer, refuse_unknown
 from tolkit_formats.errors import BundleError
 from tolkit_formats.hadamard import hadamard
@@ -70,8 +65,7 @@ class Steps:
             read_integer(params, "tier", "steps", 0, tiers - 1),
             tiers,
             read_integer(params, "count", "steps", 0, width),
-            read_runs(params, "basis", "steps", 2, width),
-            read_integer(params, "exponent", "steps", -MAX_EXPONENT, MAX_EXPONENT),
+            *read_expansion(params, "steps", width),
         )
         if codec.count > codec.rank:
             raise BundleError(
@@ -85,8 +79,7 @@ class Steps:
             "tier": self.tier,
             "tiers": self.tiers,
             "count": self.count,
-            "basis": runs_text(self.basis),
-            "exponent": self.exponent,
+            **expansion_json(self.basis, self.exponent),
         }
 
     @property
