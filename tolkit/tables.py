@@ -1,18 +1,15 @@
 """Models ready to run: a checkpoint with its FFNs, or a bundle's backbone with table rows.
 
-V vocabulary, L layers, D hidden, n distinct token ids.
+V vocabulary, L layers, D hidden.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from tolkit.data import Tokenizer
 from tolkit.errors import (
@@ -31,6 +28,8 @@ from tolkit.model import (
 )
 from tolkit.model.files import expected_shapes, mapped_tensor
 from tolkit.origin import require_same_sources
+from tolkit.runtime.decoded import DecodedRows
+from tolkit.runtime.recompute import RecomputeRows
 from tolkit.sources import CheckpointSource, is_bundle
 from tolkit_formats import digests
 from tolkit_formats.manifest import Sources
@@ -40,49 +39,9 @@ from tolkit_formats.tensorfile import TensorFile
 if TYPE_CHECKING:
     from tolkit.evaluate import Adjust
 
-__all__ = ["BundleRows", "Runnable", "load_runnable", "require_partners"]
+__all__ = ["Runnable", "load_runnable", "require_partners"]
 
-_CACHE_BYTES = 1 << 30
 _BACKBONE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class BundleRows:
-    """A bundle as the row source of a decoder: decoded on the CPU, each token once.
-
-    Args:
-        bundle: open bundle.
-        cache_bytes: decoded rows kept in memory (float32); a table larger than this is decoded
-            anew at every fetch.
-    """
-
-    def __init__(self, bundle: Bundle, *, cache_bytes: int = _CACHE_BYTES) -> None:
-        self.bundle = bundle
-        shape = (bundle.vocab_size, len(bundle.layer_ids), bundle.hidden_size)
-        self._cache_VLD = None
-        if 4 * int(np.prod(shape)) <= cache_bytes:
-            # Pages come to life when a row is written, so this costs what is used.
-            self._cache_VLD = np.empty(shape, np.float32)
-            self._known_V = np.zeros(bundle.vocab_size, bool)
-
-    def fetch(self, ids_n: Tensor) -> Sequence[Tensor | None]:
-        """Per layer float32 [n, D] on the CPU, None where the layer has no table."""
-        ids = ids_n.cpu().numpy()
-        rows_nLD = self._decoded(ids)
-        planes: list[Tensor | None] = [None] * self.bundle.num_layers
-        for i, layer in enumerate(self.bundle.layer_ids):
-            planes[layer] = torch.from_numpy(rows_nLD[:, i])
-        return planes
-
-    def _decoded(
-        self, ids: np.ndarray[tuple[int], np.dtype[np.int64]]
-    ) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
-        if self._cache_VLD is None:
-            return self.bundle.rows(ids)
-        fresh = ids[~self._known_V[ids]]
-        if len(fresh):
-            self._cache_VLD[fresh] = self.bundle.rows(fresh)
-            self._known_V[fresh] = True
-        return self._cache_VLD[ids]
 
 
 @dataclass(frozen=True)
@@ -190,11 +149,8 @@ def _from_bundle(path: Path) -> Runnable:
 
 
 def _rows_of(bundle: Bundle) -> RowSource:
-    if bundle.manifest.partial is None:
-        return BundleRows(bundle)
-    from tolkit.runtime.recompute import RecomputeRows  # the runtime imports this module
-
-    return RecomputeRows(BundleRows(bundle), bundle)
+    stored = DecodedRows(bundle)
+    return stored if bundle.manifest.partial is None else RecomputeRows(stored, bundle)
 
 
 def _backbone_dtype(backbone: TensorFile, config: ModelConfig) -> torch.dtype:

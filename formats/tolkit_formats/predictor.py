@@ -54,10 +54,14 @@ class Predictor:
 
     def weights_DD(self, shared: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """float32 [D out, D in]; BundleError for a code no encoder writes."""
-        weights_DD = self._rows.unpack(np.asarray(shared["predictor"]), "predictor")
+        weights_DD = self.numbers_DD(shared)
         weights_DD *= np.asarray(shared["predictor_scales"], np.float32)[:, None]
         weights_DD *= np.float32(2.0**self.exponent)
         return weights_DD
+
+    def numbers_DD(self, shared: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The same before scales and exponent, whole numbers -127..127."""
+        return self._rows.unpack(np.asarray(shared["predictor"]), "predictor")
 
     def check_shared(self, shared: Mapping[str, NDArray[Any]]) -> None:
         """BundleError for arrays no encoder writes."""

@@ -5,25 +5,28 @@ Letters: V vocabulary, L layers, D hidden, N rows asked for, S record stride, B 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tolkit_formats.codecs import Codec
+from tolkit_formats.codecs import Codec, Raw
 from tolkit_formats.errors import BundleError, UsageError
 from tolkit_formats.folder import BundleFolder
 from tolkit_formats.limits import NO_SLOT
 from tolkit_formats.manifest import Manifest
 from tolkit_formats.predictor import unit_rows
+from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Plane, Tier
 from tolkit_formats.shards import RecordShards
 from tolkit_formats.shared_arrays import SharedArrays, shared_name
 from tolkit_formats.tensorfile import TensorFile
 
-__all__ = ["Bundle", "open_bundle", "shared_name"]
+__all__ = ["Bundle", "Where", "open_bundle", "shared_name"]
+
+Where = slice | npt.NDArray[np.int64]
 
 
 def open_bundle(path: str | Path, *, check_crc: bool = True) -> Bundle:
@@ -131,17 +134,51 @@ class Bundle:
             BundleError: a record whose CRC does not match, or a token without a record.
         """
         slots = self.slots_of(token_ids)
-        out = np.empty((len(slots), len(self.layer_ids), self.hidden_size), np.float32)
-        for tier in self.manifest.tiers:
-            inside: npt.NDArray[np.bool_] | slice = slice(None)
-            if len(self.manifest.tiers) > 1:
-                inside = (slots >= tier.first_slot) & (slots < tier.first_slot + tier.num_rows)
-                if not inside.any():
-                    continue
-            records = self.shards.take(tier, slots[inside])
-            for i, plane in enumerate(tier.planes):
-                plane_NB = records[:, plane.offset : plane.offset + plane.length]
-                out[inside, i] = plane.codec.decode(plane_NB, self._shared.prepared(tier, plane))
+        pieces = [
+            (tier, where, self.shards.take(tier, slots[where]))
+            for tier, where in self.by_tier(slots)
+        ]
+        return self.decoded(token_ids, pieces)
+
+    def by_tier(self, slots: npt.NDArray[np.int64]) -> list[tuple[Tier, Where]]:
+        """The tiers that slots [n] lie in, each with an index of its slots; all: ``slice(None)``.
+
+        Empty for no slots.
+        """
+        tiers = self.manifest.tiers
+        if len(tiers) == 1:
+            return [(tiers[0], slice(None))] if len(slots) else []
+        found: list[tuple[Tier, Where]] = []
+        for tier in tiers:
+            inside = (slots >= tier.first_slot) & (slots < tier.first_slot + tier.num_rows)
+            where = np.flatnonzero(inside)
+            if len(where):
+                found.append((tier, where))
+        return found
+
+    def decoded(
+        self,
+        token_ids: npt.ArrayLike,
+        pieces: Sequence[tuple[Tier, Where, npt.NDArray[np.uint8]]],
+    ) -> npt.NDArray[np.float32]:
+        """Rows float32 [n, kept layers, D] of tokens whose records are at hand.
+
+        Args:
+            pieces: for each tier, which of the tokens lie in it, and their records, decoded to
+                symbols where they are coded. Planes stored as f32 may come back as views of them.
+        """
+        count = len(np.asarray(token_ids))
+        shape = (count, len(self.layer_ids), self.hidden_size)
+        out: npt.NDArray[np.float32] | None = None
+        if len(pieces) == 1:
+            out = _stored_rows(pieces[0][0], pieces[0][2], shape)
+        if out is None:
+            out = np.empty(shape, np.float32)
+            for tier, where, records in pieces:
+                for i, plane in enumerate(tier.planes):
+                    plane_NB = records[:, plane.offset : plane.offset + plane.length]
+                    shared = self._shared.prepared(tier, plane)
+                    out[where, i] = plane.codec.decode(plane_NB, shared)
         if self.manifest.predictors:
             unit_ND = unit_rows(self.embedded(token_ids))
             for i, layer in enumerate(self.layer_ids):
@@ -149,6 +186,10 @@ class Bundle:
                 if weights_DD is not None:
                     out[:, i] += unit_ND @ weights_DD.T
         return out
+
+    def coder(self, tier: Tier) -> RowCoder:
+        """The entropy coder of a tier of coded records."""
+        return self._shared.coder(tier)
 
     def embedded(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Rows of the backbone's embedding, float32 [n, D]; ids within 0..V-1."""
@@ -297,3 +338,15 @@ class Bundle:
     def tensor_file(self, name: str) -> TensorFile:
         """A safetensors file of the bundle, its digest compared before anything in it is used."""
         return self._folder.tensor_file(name)
+
+
+def _stored_rows(
+    tier: Tier, records_NS: npt.NDArray[np.uint8], shape: tuple[int, int, int]
+) -> npt.NDArray[np.float32] | None:
+    """Records that are float32 rows already, as such, without a copy; None where they are not."""
+    if any(plane.codec != Raw(shape[2], "f32") for plane in tier.planes) or not tier.planes:
+        return None
+    values_NW = records_NS[:, : tier.payload_bytes].view("<f4")
+    return np.lib.stride_tricks.as_strided(
+        values_NW, shape, (records_NS.strides[0], 4 * shape[2], 4)
+    )

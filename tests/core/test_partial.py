@@ -24,9 +24,12 @@ from tolkit.counts import save_counts
 from tolkit.errors import BundleError, CheckpointError, InputError, UsageError
 from tolkit.model import FfnRows
 from tolkit.progress import SilentProgress
+from tolkit.runtime.decoded import DecodedRows
 from tolkit.runtime.recompute import RecomputeRows
+from tolkit.runtime.rows import TABLE_PLACES, open_table_rows
+from tolkit.runtime.statistics import TableStatistics
 from tolkit.sources import CheckpointSource, open_source
-from tolkit.tables import BundleRows, load_runnable
+from tolkit.tables import load_runnable
 from tolkit.verify_tables import verify_tables
 from tolkit_formats import open_bundle, verify
 from tolkit_formats.records import lay_out
@@ -69,7 +72,7 @@ def planes_of(path: Path, ids_n: torch.Tensor) -> list[torch.Tensor | None]:
 def test_cold_rows_are_the_ones_on_the_page(tmp_path: Path) -> None:
     tiny = write_partial(tmp_path / "b.tol")
     bundle = open_bundle(tiny.path)
-    rows = RecomputeRows(BundleRows(bundle), bundle)
+    rows = RecomputeRows(DecodedRows(bundle), bundle)
     planes = rows.fetch(torch.arange(TINY_V))
     assert planes[1] is None and planes[3] is None
     stored = {int(token): row for token, row in zip(tiny.hot, tiny.rows_hKD, strict=True)}
@@ -144,23 +147,52 @@ def test_weights_of_sixteen_bits_are_widened_and_kept_within_bounds(tmp_path: Pa
         for layer in (0, 1, 0):
             assert torch.equal(planes.plane(layer)(cold), want[layer])
         assert len(planes._ffns) == kept
-    rows = RecomputeRows(BundleRows(bundle), bundle, dtype=torch.bfloat16).fetch(EVERY)
+    rows = RecomputeRows(DecodedRows(bundle), bundle, dtype=torch.bfloat16).fetch(EVERY)
     assert rows[0] is not None and rows[0].dtype == torch.bfloat16
 
 
 def test_reading_ahead_and_closing_reach_the_stored_rows(memory: Path, tmp_path: Path) -> None:
     small(memory, tmp_path / "b.tol", "3")
     bundle = open_bundle(tmp_path / "b.tol")
-    inner = mock.Mock()
+    inner = mock.Mock(statistics=TableStatistics(rows_asked=7))
     rows = RecomputeRows(inner, bundle)
+    assert rows.statistics.rows_asked == 7
     rows.prefetch(EVERY)
     (ahead,) = inner.prefetch.call_args.args
     assert sorted(ahead.tolist()) == sorted(order()[:3])
     rows.close()
     inner.close.assert_called_once_with()
-    plain = RecomputeRows(BundleRows(bundle), bundle)
-    plain.prefetch(EVERY)
-    plain.close()
+
+
+@pytest.mark.parametrize("options", [{"codec": "f32"}, {"codec": "nf4"}, {"bits_per_value": 6.0}])
+@pytest.mark.parametrize("tables", TABLE_PLACES)
+def test_wherever_the_stored_rows_are(
+    memory: Path, tmp_path: Path, tables: str, options: dict[str, object]
+) -> None:
+    """Greedy tokens are those of the scoring path, and for raw tables those of the FFN path."""
+    small(memory, tmp_path / "b.tol", "20%", **options)
+    bundle = open_bundle(tmp_path / "b.tol")
+    rows = open_table_rows(bundle, tables)
+    rows.prefetch(EVERY)
+    got, want = rows.fetch(EVERY), planes_of(tmp_path / "b.tol", EVERY)
+    for a, b in zip(got, want, strict=True):
+        assert a is not None and b is not None and a.shape == b.shape
+        assert bool(((a - b).norm(dim=1) <= 1e-5 * b.norm(dim=1)).all())
+    model = load_runnable(tmp_path / "b.tol").model
+    reference = load_runnable(memory)
+    ids = torch.tensor([[5, 9, 14, 40]])
+    with torch.no_grad():
+        for _ in range(8):
+            logits = model(ids, rows=rows)[0, -1]
+            assert torch.equal(
+                logits.argmax(),
+                model(ids, rows=load_runnable(tmp_path / "b.tol").rows)[0, -1].argmax(),
+            )
+            if options == {"codec": "f32"}:
+                assert logits.argmax() == reference.model(ids)[0, -1].argmax()
+            ids = torch.cat([ids, logits.argmax().reshape(1, 1)], dim=1)
+    assert rows.statistics.rows_asked > 0
+    rows.close()
 
 
 def test_weights_of_another_model_shape_are_refused(memory: Path, tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from tolkit.cold_rows import ColdPlanes
-from tolkit.model import RowSource
 from tolkit.model.rows import LazyPlanes
+from tolkit.runtime.statistics import TableStatistics
 from tolkit_formats.reader import Bundle
+
+if TYPE_CHECKING:
+    from tolkit.runtime.rows import TableRows
 
 __all__ = ["ColdStatistics", "RecomputeRows"]
 
@@ -48,7 +52,7 @@ class RecomputeRows:
 
     def __init__(
         self,
-        stored: RowSource,
+        stored: TableRows,
         bundle: Bundle,
         *,
         device: torch.device | str = "cpu",
@@ -62,7 +66,7 @@ class RecomputeRows:
 
     def fetch(self, ids_n: Tensor) -> Sequence[Tensor | None]:
         """See RowSource. UsageError: an id out of range."""
-        ids_n = ids_n.cpu()
+        ids_n = ids_n.detach().cpu()
         hot_n = torch.from_numpy(self.bundle.has_record(ids_n.numpy()))
         self._count(len(ids_n), int((~hot_n).sum()))
         if bool(hot_n.all()):
@@ -88,18 +92,19 @@ class RecomputeRows:
 
         return LazyPlanes(self.bundle.num_layers, plane)
 
+    @property
+    def statistics(self) -> TableStatistics:
+        """Of the tokens that have a record; `cold_statistics` counts the others."""
+        return self.stored.statistics
+
     def prefetch(self, ids_n: Tensor) -> None:
-        """Pass on the tokens that have a record, where `stored` reads ahead."""
-        ahead = getattr(self.stored, "prefetch", None)
-        if ahead is not None:
-            ids_n = ids_n.cpu()
-            ahead(ids_n[torch.from_numpy(self.bundle.has_record(ids_n.numpy()))])
+        """Start getting the rows of those ids that have a record; returns at once."""
+        ids_n = ids_n.detach().cpu()
+        self.stored.prefetch(ids_n[torch.from_numpy(self.bundle.has_record(ids_n.numpy()))])
 
     def close(self) -> None:
-        """Close `stored`, where it can be."""
-        close = getattr(self.stored, "close", None)
-        if close is not None:
-            close()
+        """Close the stored rows; the bundle's weights stay mapped."""
+        self.stored.close()
 
     def _count(self, asked: int, cold: int) -> None:
         before = self.cold_statistics

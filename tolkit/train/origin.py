@@ -22,8 +22,10 @@ from tolkit.model import (
     checkpoint_tensors,
     load_checkpoint,
 )
+from tolkit.runtime.decoded import DecodedRows
+from tolkit.runtime.disk import DiskRows
 from tolkit.sources import is_bundle
-from tolkit.tables import BundleRows, load_runnable
+from tolkit.tables import load_runnable
 from tolkit.train.distill import Teacher
 from tolkit.train.frozen import FrozenRows
 from tolkit.train.spec import TrainSpec
@@ -105,7 +107,7 @@ def load_start(
         return Decoder(config, generator=drawn).to(device), rows
     if origin.bundle is not None:
         model = load_runnable(origin.path).model.to(device, torch.float32)
-        rows = FrozenRows(BundleRows(origin.bundle, cache_bytes=0), config, device)
+        rows = FrozenRows(DiskRows(origin.bundle), config, device)
         predicted = bool(origin.bundle.manifest.predictors)
     else:
         model = load_checkpoint(origin.path, dtype=torch.float32, device=device)
@@ -164,9 +166,8 @@ def load_teacher(
         )
     model = runnable.model.to(device, torch.float32).requires_grad_(False)
     rows: RowSource | None = None
-    if isinstance(runnable.rows, BundleRows):
-        inner: RowSource = BundleRows(runnable.rows.bundle, cache_bytes=0)
-        rows = FrozenRows(inner, theirs, device)
+    if isinstance(runnable.rows, DecodedRows):
+        rows = FrozenRows(DiskRows(runnable.rows.bundle), theirs, device)
     elif theirs.has_tables:
         rows = FrozenRows(FfnRows(model), theirs, device)
     weight = 1.0 if spec.distill_weight is None else spec.distill_weight

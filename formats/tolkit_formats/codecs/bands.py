@@ -237,10 +237,14 @@ class Bands:
 
     def basis_rows(self, shared: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """All rows of the basis expanded: float32 [R, D]; BundleError for an illegal code."""
-        pieces = [rows.unpack(part_B, "basis") for rows, part_B in self._basis_pieces(shared)]
         scales_R1 = np.asarray(shared["basis_scales"], np.float32)[:, None]
-        basis_RD: NDArray[np.float32] = np.concatenate(pieces) * scales_R1
+        basis_RD: NDArray[np.float32] = self.basis_numbers(shared) * scales_R1
         return basis_RD
+
+    def basis_numbers(self, shared: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+        """The same before the scales, whole numbers -127..127."""
+        pieces = [rows.unpack(part_B, "basis") for rows, part_B in self._basis_pieces(shared)]
+        return np.concatenate(pieces)
 
     @cached_property
     def _layout(self) -> FieldLayout:

@@ -165,6 +165,10 @@ class Steps:
         """All rows of the basis without the step: float32 [R, D]; BundleError for a bad code."""
         return self._expansion.basis_rows(shared)
 
+    def basis_numbers(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
+        """The same before the scales, whole numbers -127..127."""
+        return self._expansion.basis_numbers(shared)
+
     def _expanded(
         self, values_NC: NDArray[np.float32], wide: Mapping[str, NDArray[Any]]
     ) -> NDArray[np.float32]:

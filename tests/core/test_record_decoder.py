@@ -1,0 +1,155 @@
+"""Torch decoding of records against the numpy reader, for every codec there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from _bands import TIER_ROWS, write_bands
+from _coded import write_coded
+from _tiny_bundles import known_rows, write_bundle
+
+from tolkit.runtime.record_decoder import RecordDecoder, unit_rows
+from tolkit_formats import open_bundle
+from tolkit_formats.predictor import unit_rows as unit_rows_in_numpy
+from tolkit_formats.reader import Bundle
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+BUNDLES = sorted(GOLDEN.glob("v1.*/*.tol"))
+CPU = torch.device("cpu")
+each = pytest.mark.parametrize("path", BUNDLES, ids=lambda path: path.stem)
+
+
+def decoded(bundle: Bundle, decoder: RecordDecoder, ids: np.ndarray) -> np.ndarray:
+    """Rows [n, K, D] of ids, tier by tier, records from the reader."""
+    slots = bundle.slots_of(ids)
+    rows = np.full((len(ids), len(bundle.layer_ids), bundle.hidden_size), np.nan, np.float32)
+    for tier in bundle.manifest.tiers:
+        where = np.flatnonzero(
+            (slots >= tier.first_slot) & (slots < tier.first_slot + tier.num_rows)
+        )
+        records = torch.from_numpy(bundle.shards.take(tier, slots[where]))
+        got = decoder.decode(tier.index, records, torch.from_numpy(ids[where]))
+        rows[where] = got.float().numpy()
+    return rows
+
+
+def require_close(got: np.ndarray, want: np.ndarray) -> None:
+    norm = np.linalg.norm(want, axis=-1, keepdims=True)
+    assert (np.abs(got - want) <= 1e-6 * norm).all()
+
+
+def test_every_codec_is_there() -> None:
+    assert len(BUNDLES) == 14
+
+
+@each
+def test_rows_are_the_readers(path: Path) -> None:
+    bundle = open_bundle(path)
+    ids = np.random.default_rng(0).permutation(bundle.vocab_size)
+    got = decoded(bundle, RecordDecoder(bundle, CPU), ids)
+    want = bundle.rows(ids)
+    if path.name.startswith(("svd", "bands", "steps")):
+        require_close(got, want)
+    else:
+        assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
+
+
+@each
+def test_no_rows_and_one_row(path: Path) -> None:
+    bundle = open_bundle(path)
+    decoder = RecordDecoder(bundle, CPU)
+    shape = (len(bundle.layer_ids), bundle.hidden_size)
+    assert decoded(bundle, decoder, np.zeros(0, np.int64)).shape == (0, *shape)
+    require_close(decoded(bundle, decoder, np.array([7])), bundle.rows([7]))
+
+
+def test_tiers_predictors_and_planes_of_several_codecs(tmp_path: Path) -> None:
+    """Three tiers of bands (one that stores nothing, one Hadamard), an nf4 plane, a zero row."""
+    made = write_bands(tmp_path / "b.tol")
+    bundle = open_bundle(made.path)
+    ids = np.arange(sum(TIER_ROWS))
+    got = decoded(bundle, RecordDecoder(bundle, CPU), ids)
+    require_close(got, made.rows_VKD)
+
+
+@pytest.mark.parametrize("hadamard", [False, True])
+def test_symbol_planes(tmp_path: Path, hadamard: bool) -> None:
+    made = write_coded(tmp_path / "c.tol", hadamard=hadamard)
+    bundle = open_bundle(made.path)
+    got = decoded(bundle, RecordDecoder(bundle, CPU), np.arange(bundle.vocab_size))
+    require_close(got, made.rows_VLD)
+
+
+def test_coefficients_are_bit_equal(tmp_path: Path) -> None:
+    from tolkit.runtime.field_planes import BandsFields, StepsFields
+
+    bundle = open_bundle(write_bands(tmp_path / "b.tol").path)
+    for tier in bundle.manifest.tiers:
+        planes = [p for p in tier.planes if p.codec.name == "bands"]
+        fields = BandsFields([(p.codec, bundle.shared(p.layer), p.offset) for p in planes], CPU)
+        records = bundle.shards.unchecked_run(tier, 0, tier.num_rows)
+        got = fields.coefficients(torch.from_numpy(np.array(records))).numpy()
+        want = [
+            p.codec.coefficients(
+                records[:, p.offset : p.offset + p.length], p.codec.prepared(bundle.shared(p.layer))
+            )
+            for p in planes
+            if len(p.codec.stored_C)
+        ]
+        assert np.array_equal(got, np.concatenate([np.zeros((tier.num_rows, 0)), *want], axis=1))
+    coded = open_bundle(write_coded(tmp_path / "c.tol").path)
+    for tier in coded.manifest.tiers:
+        stored = [
+            (p.codec, {**coded.shared(p.layer), **coded.common}, p.offset) for p in tier.planes
+        ]
+        records = coded.shards.unchecked_run(tier, 0, tier.num_rows)
+        got = StepsFields(stored, CPU).in_steps(torch.from_numpy(records)).numpy()
+        want = [
+            codec.coefficients(records[:, at : at + codec.count], codec.prepared(shared))
+            for codec, shared, at in stored
+            if codec.count
+        ]
+        assert np.array_equal(got, np.concatenate(want, axis=1))
+
+
+@pytest.mark.parametrize("kept", [(0,), (1, 2), (0, 2)])
+def test_kept_layers_alone(tmp_path: Path, kept: tuple[int, ...]) -> None:
+    bundle = open_bundle(write_bundle(tmp_path / "k.tol", kept=kept))
+    ids = np.array([3, 3, 39, 0])
+    got = decoded(bundle, RecordDecoder(bundle, CPU), ids)
+    assert np.array_equal(got, known_rows()[ids][:, list(kept)])
+
+
+def test_half_precision_rows_are_the_float32_ones_rounded() -> None:
+    bundle = open_bundle(GOLDEN / "v1.0" / "nf4.tol")
+    ids = np.arange(9)
+    got = decoded(bundle, RecordDecoder(bundle, CPU, torch.bfloat16), ids)
+    assert np.array_equal(got, torch.from_numpy(bundle.rows(ids)).bfloat16().float().numpy())
+
+
+def test_records_at_an_odd_address_are_moved(tmp_path: Path) -> None:
+    bundle = open_bundle(write_bundle(tmp_path / "k.tol"))
+    (tier,) = bundle.manifest.tiers
+    records = torch.from_numpy(bundle.shards.take(tier, np.arange(5)))
+    odd = torch.zeros(records.numel() + 1, dtype=torch.uint8)
+    odd[1:] = records.view(-1)
+    got = RecordDecoder(bundle, CPU).decode(0, odd[1:].view(records.shape), torch.arange(5))
+    assert np.array_equal(got.numpy(), known_rows()[:5])
+
+
+def test_predictions_leave_the_records_alone() -> None:
+    bundle = open_bundle(GOLDEN / "v1.0" / "bands-klt.tol")
+    tier = bundle.manifest.tiers[0]
+    records = torch.from_numpy(bundle.shards.take(tier, np.arange(4)))
+    before = records.clone()
+    RecordDecoder(bundle, CPU).decode(0, records, torch.arange(4))
+    assert torch.equal(before, records)
+
+
+def test_unit_rows_of_zeros_stay() -> None:
+    rows = np.array([[0.0, 0.0], [3.0, 4.0]], np.float32)
+    assert np.allclose(unit_rows(torch.from_numpy(rows)), unit_rows_in_numpy(rows), rtol=1e-7)
+    assert unit_rows(torch.zeros(1, 4)).tolist() == [[0.0] * 4]
