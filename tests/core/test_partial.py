@@ -14,6 +14,7 @@ from _partial import V as TINY_V
 from _partial import cold_row, write_partial
 from _pico import PICO_VOCAB, pico_checkpoint, pico_counts, pico_model
 
+from tolkit.build import build
 from tolkit.bundling import BundleReport, Resources
 from tolkit.cold_rows import ColdPlanes
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
@@ -245,6 +246,17 @@ def test_hot_rows_are_those_of_the_whole_bundle(memory: Path, tmp_path: Path) ->
     hot = order()[:20]
     whole, part = open_bundle(tmp_path / "whole.tol"), open_bundle(tmp_path / "b.tol")
     assert np.array_equal(whole.rows(hot), part.rows(hot))
+
+
+def test_build_keeps_rows_too(memory: Path, tmp_path: Path) -> None:
+    report = build(memory, tmp_path / "b.tol", dtype="f32", keep="25%", progress=QUIET)
+    assert report.checks["rows"] == 24 and report.checks["max_abs_difference"] == 0
+    built, other = open_bundle(tmp_path / "b.tol"), tmp_path / "c.tol"
+    small(memory, other, "24", codec="f32")
+    assert built.manifest.partial == open_bundle(other).manifest.partial
+    assert built.manifest.history[-1].options == {"dtype": "f32", "keep_rows": 24}
+    hot = order()[:24]
+    assert np.array_equal(built.rows(hot), open_bundle(other).rows(hot))
 
 
 def test_one_row_and_tokens_never_seen(memory: Path, tmp_path: Path) -> None:

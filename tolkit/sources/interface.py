@@ -134,6 +134,6 @@ def unknown_counts(path: Path) -> UsageError:
     """Nobody says which tokens are frequent."""
     return UsageError(
         f"--keep-rows: how often tokens stand in text is not known of {path}",
-        hint=f"run: tol count DATA --tokenizer {path} -o counts.safetensors, "
-        "and add --weights counts.safetensors",
+        hint=f"run: tol count DATA --tokenizer {path} -o counts.safetensors, then "
+        "tol compress with --keep-rows and --weights counts.safetensors",
     )
