@@ -148,6 +148,15 @@ def test_weights_of_sixteen_bits_are_widened_and_kept_within_bounds(tmp_path: Pa
         for layer in (0, 1, 0):
             assert torch.equal(planes.plane(layer)(cold), want[layer])
         assert len(planes._ffns) == kept
+    short = ColdPlanes(bundle, dtype=torch.bfloat16, keep_bytes=0)
+    with torch.no_grad():
+        want = FfnRows(pico_model(dtype=torch.bfloat16)).fetch(cold)
+    for layer in (0, 1):
+        assert torch.equal(short.plane(layer)(cold), want[layer])
+    assert len(short._ffns) == 2  # mapped, so they take nothing
+    half = ColdPlanes(bundle, dtype=torch.float16).plane(0)(cold)
+    assert half.dtype == torch.float16
+    assert torch.equal(half, ColdPlanes(bundle).plane(0)(cold).half())
     rows = RecomputeRows(DecodedRows(bundle), bundle, dtype=torch.bfloat16).fetch(EVERY)
     assert rows[0] is not None and rows[0].dtype == torch.bfloat16
 

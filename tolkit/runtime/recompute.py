@@ -39,15 +39,14 @@ class ColdStatistics:
 class RecomputeRows:
     """A row source over a partial bundle, around one that serves its stored rows.
 
-    Cold rows are computed in float32 by the FFN weights in the bundle, layer by layer as planes
-    are asked for, and none is kept. Equal sets of cold ids give the bits of the checkpoint's
-    float32 FFN path.
+    Cold rows are computed by the FFN weights in the bundle, layer by layer as planes are asked
+    for, and none is kept. Equal sets of cold ids give the bits of the checkpoint's FFN path.
 
     Args:
         stored: asked for tokens that have a record only, and only where there are some.
         bundle: with `manifest.partial`.
         device, dtype: of planes with cold rows, those of `stored`.
-        keep_bytes: float32 copies of FFN weights that may stay in memory (see `ColdPlanes`).
+        keep_bytes: copies of FFN weights that may stay in memory (see `ColdPlanes`).
     """
 
     def __init__(
@@ -62,7 +61,7 @@ class RecomputeRows:
         self.stored, self.bundle = stored, bundle
         self.cold_statistics = ColdStatistics()
         self._device, self._dtype = torch.device(device), dtype
-        self._cold = ColdPlanes(bundle, device=device, keep_bytes=keep_bytes)
+        self._cold = ColdPlanes(bundle, device=device, dtype=dtype, keep_bytes=keep_bytes)
 
     def fetch(self, ids_n: Tensor) -> Sequence[Tensor | None]:
         """See RowSource. UsageError: an id out of range."""
@@ -81,7 +80,7 @@ class RecomputeRows:
         def plane(layer: int) -> Tensor | None:
             if layer not in kept:
                 return None
-            cold_mD = self._cold.plane(layer)(cold_ids).to(self._dtype)
+            cold_mD = self._cold.plane(layer)(cold_ids)
             hot_mD = None if stored is None else stored[layer]
             if hot_mD is None:
                 return cold_mD
