@@ -84,15 +84,17 @@ def draw_weights(layers: Sequence[int] = range(L), seed: int = 1) -> dict[str, n
     return weights
 
 
-def write_partial(path: Path, *, rows: int = 15, covered: float | None = 0.75) -> TinyPartial:
-    """A partial bundle of `rows` records."""
+def write_partial(
+    path: Path, *, rows: int = 15, covered: float | None = 0.75, seed: int = 1
+) -> TinyPartial:
+    """A partial bundle of `rows` records; `seed` is that of the FFN weights alone."""
     rng = np.random.default_rng(0)
     hot = rng.permutation(V)[:rows]
     slots_V = np.full(V, NO_SLOT, np.uint32)
     slots_V[hot] = np.arange(rows, dtype=np.uint32)
     rows_hKD = rng.standard_normal((rows, len(KEPT), D)).astype(np.float32)
     embedding_VD = np.random.default_rng(2).standard_normal((V, D)).astype(np.float32)
-    weights = draw_weights()
+    weights = draw_weights(seed=seed)
     config = {
         "model_type": "memoryllm",
         "architecture_kind": "memory",

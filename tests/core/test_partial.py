@@ -348,6 +348,18 @@ def test_every_encoding(memory: Path, tmp_path: Path, options: dict[str, object]
     assert found.num_rows == 48 and found.num_agreeing > 0
 
 
+def test_tiers_are_those_of_the_kept_tokens(tmp_path: Path) -> None:
+    path = pico_checkpoint(tmp_path / "ckpt", counts=False)
+    digest = CheckpointSource(path).sources().tokenizer
+    assert digest is not None
+    counts = np.random.default_rng(0).permutation(np.repeat([1000, 1], [40, 56])).astype(np.uint64)
+    save_counts(tmp_path / "counts", counts, digest)
+    options = {"bits_per_value": 6.0, "weights": str(tmp_path / "counts")}
+    small(path, tmp_path / "b.tol", "80", **options)
+    tiers = open_bundle(tmp_path / "b.tol").manifest.tiers
+    assert [tier.num_rows for tier in tiers] == [40, 40]
+
+
 def test_plans_foretell_the_bytes(memory: Path, tmp_path: Path) -> None:
     for options in ({"codec": "nf4"}, {"rank": "50%"}):
         spec = CompressSpec(keep_rows="30", **options)  # type: ignore[arg-type]

@@ -150,6 +150,10 @@ def test_diff_compares_what_both_have(tmp_path: Path, tiny: TinyPartial) -> None
     itself = diff(open_bundle(tiny.path), open_bundle(tiny.path))
     assert (itself.num_rows, itself.equal) == (15, True)
     assert itself.layers[0].relative_error == 0
+    stranger = write_partial(tmp_path / "stranger.tol", seed=5)
+    found = diff(open_bundle(tiny.path), open_bundle(stranger.path))
+    assert found.layers[0].relative_error == 0  # but the rows of cold tokens are others
+    assert (found.num_rows, found.equal, found.same_sources) == (15, False, False)
 
 
 def _manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
@@ -230,6 +234,12 @@ CASES = [
     Case(
         "another model's weights",
         _ffn(lambda a: a[GATE].__iadd__(1)),
+        ("layer 0", "not the one the tables are for"),
+        at_open=False,
+    ),
+    Case(
+        "another model's norm",
+        _ffn(lambda a: a[NORM].__iadd__(1)),
         ("layer 0", "not the one the tables are for"),
         at_open=False,
     ),
