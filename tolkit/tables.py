@@ -39,7 +39,14 @@ from tolkit_formats.tensorfile import TensorFile
 if TYPE_CHECKING:
     from tolkit.evaluate import Adjust
 
-__all__ = ["Runnable", "load_runnable", "require_partners"]
+__all__ = [
+    "Runnable",
+    "bundle_decoder",
+    "bundle_tokenizer",
+    "checkpoint_tokenizer",
+    "load_runnable",
+    "require_partners",
+]
 
 _BACKBONE_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -82,15 +89,7 @@ def load_runnable(path: str | Path) -> Runnable:
 
 def _from_checkpoint(path: Path) -> Runnable:
     stored = checkpoint_tensors(path)
-    if not (path / "tokenizer.json").is_file():
-        raise _no_tokenizer(path)
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size > stored.config.vocab_size:
-        raise MismatchError(
-            f"{tokenizer.where}: has {tokenizer.vocab_size} token ids, the model's vocabulary has "
-            f"{stored.config.vocab_size} rows",
-            hint="use the tokenizer the checkpoint was trained with",
-        )
+    tokenizer = checkpoint_tokenizer(path, stored.config.vocab_size)
     model = load_checkpoint(path)
     weights = {
         name: digests.array_digest(
@@ -109,38 +108,72 @@ def _from_checkpoint(path: Path) -> Runnable:
     )
 
 
-def _from_bundle(path: Path) -> Runnable:
-    bundle = open_bundle(path)
-    manifest = bundle.manifest
+def checkpoint_tokenizer(path: Path, vocab_size: int) -> Tokenizer:
+    """The tokenizer of a checkpoint folder; MismatchError where it has more ids than the model."""
+    if not (path / "tokenizer.json").is_file():
+        raise _no_tokenizer(path)
+    tokenizer = Tokenizer.load(path)
+    if tokenizer.vocab_size > vocab_size:
+        raise MismatchError(
+            f"{tokenizer.where}: has {tokenizer.vocab_size} token ids, the model's vocabulary has "
+            f"{vocab_size} rows",
+            hint="use the tokenizer the checkpoint was trained with",
+        )
+    return tokenizer
+
+
+def bundle_decoder(
+    bundle: Bundle, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
+) -> Decoder:
+    """A bundle's backbone, without the FFNs its tables stand for; dtype None: as stored.
+
+    Raises:
+        UnsupportedVersionError: the tables are not added to the residual stream as they are.
+        BundleError: the backbone does not fit the configuration.
+    """
+    path, manifest = bundle.path, bundle.manifest
     if manifest.combine != "residual_add" or manifest.lookup_scale != 1:
         raise UnsupportedVersionError(
             f"{path}/tol.json: combine is {manifest.combine!r} and lookup_scale "
             f"{manifest.lookup_scale:g}, this tolkit runs 'residual_add' and 1",
         )
+    config = ModelConfig.from_json(bundle.config(), f"{path}/config.json")
+    backbone = bundle.tensor_file("backbone.safetensors")
+    stored = _backbone_dtype(backbone, config)
+    return decoder_from_tensors(
+        config,
+        lambda name: mapped_tensor(backbone, name),
+        dtype=stored if dtype is None else dtype,
+        device=device,
+        with_ffn=False,
+        where=path,
+    )
+
+
+def bundle_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer a bundle's tables are for; BundleError where the file is another's."""
+    path, manifest = bundle.path, bundle.manifest
     tokenizer_json = bundle.file_bytes("tokenizer.json")
     if tokenizer_json is None:
         raise _no_tokenizer(path)
     digest = digests.tokenizer_digest(tokenizer_json, bundle.vocab_size, f"{path}/tokenizer.json")
     if digest != manifest.sources.tokenizer:
         raise BundleError(f"{path}/tokenizer.json: is not the one the tables are for")
-    config = ModelConfig.from_json(bundle.config(), f"{path}/config.json")
-    backbone = bundle.tensor_file("backbone.safetensors")
-    model = decoder_from_tensors(
-        config,
-        lambda name: mapped_tensor(backbone, name),
-        dtype=_backbone_dtype(backbone, config),
-        with_ffn=False,
-        where=path,
+    return Tokenizer(
+        tokenizer_json, bundle.file_bytes("tokenizer_config.json"), f"{path}/tokenizer.json"
     )
+
+
+def _from_bundle(path: Path) -> Runnable:
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
     return Runnable(
         path=path,
         kind="bundle",
         identity=bundle.identity,
-        model=model,
+        model=bundle_decoder(bundle),
         rows=_rows_of(bundle),
-        tokenizer=Tokenizer(
-            tokenizer_json, bundle.file_bytes("tokenizer_config.json"), f"{path}/tokenizer.json"
-        ),
+        tokenizer=bundle_tokenizer(bundle),
         sources=manifest.sources,
         table_bytes=bundle.table_bytes,
         bits_per_value=bundle.bits_per_value,

@@ -31,6 +31,7 @@ Mode = Literal["human", "plain", "json"]
 Section = Literal["inputs", "outputs", "metrics"]
 _LABEL_WIDTH = 20
 _WIDTH = 80
+_CONTROLS = {i: f"\\x{i:02x}" for i in (*range(9), *range(11, 32), *range(127, 160))}
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,24 @@ class Output:
         """A line for people only."""
         if self.mode == "human" and not self.quiet:
             self._write(line + "\n")
+
+    def stream(self, text: str) -> None:
+        """A piece of a result that is text itself, as it comes; also under -q, not in JSON.
+
+        On a terminal control characters are spelled out: the text may be anything.
+        """
+        if self.mode != "json":
+            self._write(text.translate(_CONTROLS) if self.mode == "human" else text)
+
+    def note(self, line: str) -> None:
+        """What the work took, on stderr; silent under -q and where the JSON object says it."""
+        if not self.quiet and self.mode != "json":
+            self._error_line(line)
+
+    @property
+    def stdout_closed(self) -> bool:
+        """Whether the reader of stdout has gone."""
+        return self._stdout_closed
 
     def threshold(self, verdict: Mapping[str, Any]) -> None:
         """One gate's outcome, for `thresholds` in the JSON object."""

@@ -23,7 +23,7 @@ from tolkit_formats.row_statistics import TableStatistics
 __all__ = ["DEFAULT_CACHE_BYTES", "CachedRows"]
 
 DEFAULT_CACHE_BYTES = 64 << 20
-_CHUNK_BYTES = 4 << 20
+_CHUNK_BYTES = 1 << 20
 _MAX_WAITING = 4
 
 _U8 = npt.NDArray[np.uint8]
@@ -41,10 +41,9 @@ class CachedRows:
     Args:
         bundle: open bundle. Its records are read through descriptors opened here, not mapped.
         cache_bytes: memory for the cache, all its bookkeeping counted; a hard ceiling. What a
-            call returns, and 4 MiB to read through, come on top.
+            call returns, and 1 MiB to read through, come on top.
         seed: where token counts are known, read the most frequent records now, and keep half of
             the cache for them.
-        check_crc: compare the CRC-32 of every record read.
 
     Raises:
         UsageError: `cache_bytes` has no room for one record of each tier; says how many it needs.
@@ -57,7 +56,6 @@ class CachedRows:
         *,
         cache_bytes: int = DEFAULT_CACHE_BYTES,
         seed: bool = True,
-        check_crc: bool = True,
     ) -> None:
         self.bundle = bundle
         # slots follow the counts exactly where a map of slots is stored (SPEC section 5)
@@ -67,7 +65,7 @@ class CachedRows:
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._waiting: list[tuple[_I64, Future[None]]] = []
-        self._files = RecordFiles(bundle, check_crc=check_crc)
+        self._files = RecordFiles(bundle)
         try:
             self._frames = {
                 tier.index: Frames(tier.num_rows, tier.stride, part.count, part.kept)
@@ -111,7 +109,7 @@ class CachedRows:
     def load(self, token_ids: npt.ArrayLike) -> None:
         """Read and check records that are not here, keeping what fits; for `plane`.
 
-        Unlike `records` it needs memory for 4 MiB of them at a time.
+        Unlike `records` it needs memory for 1 MiB of them at a time.
         """
         slots = self.bundle.slots_of(token_ids)
         for tier, where in self.bundle.by_tier(slots):
@@ -133,7 +131,8 @@ class CachedRows:
         pieces: list[Piece] = []
         for tier, where in self.bundle.by_tier(slots):
             rows_N, inverse = np.unique(slots[where] - tier.first_slot, return_inverse=True)
-            pieces.append((tier, where, self._plane(tier, rows_N, place)[inverse]))
+            plane_NB = self._plane(tier, rows_N, place)
+            pieces.append((tier, where, plane_NB if _is_range(inverse) else plane_NB[inverse]))
         return pieces
 
     def prefetch(self, token_ids: npt.ArrayLike) -> None:
@@ -273,7 +272,7 @@ class CachedRows:
 
 
 def _chunks(rows_N: _I64, stride: int) -> list[_I64]:
-    """Rows in pieces whose records take at most 4 MiB, at least one each."""
+    """Rows in pieces whose records take at most 1 MiB, at least one each."""
     size = max(1, _CHUNK_BYTES // stride)
     return [rows_N[at : at + size] for at in range(0, len(rows_N), size)]
 

@@ -44,17 +44,16 @@ class RecordFiles:
     """The record shards of a bundle, all opened when made. Safe to use from several threads.
 
     Args:
-        bundle: open bundle.
-        check_crc: compare the CRC-32 of every record read, and once a shard that the file is
-            this bundle's.
+        bundle: open bundle. Unless it was opened without checks, the CRC-32 of every record read
+            is compared, and once a shard that the file is this bundle's.
 
     Raises:
         BundleError: a shard is no longer what the bundle held when it was opened.
     """
 
-    def __init__(self, bundle: Bundle, *, check_crc: bool) -> None:
+    def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
-        self._check_crc = check_crc
+        self._check_crc = bundle.shards.check_crc
         self._shards = {
             (tier.index, shard): self._open(tier, shard)
             for tier in bundle.manifest.tiers

@@ -65,6 +65,11 @@ class RecordShards:
         self._seen_V = np.zeros(manifest.num_rows, bool)
         self._known: set[tuple[int, int]] = set()
 
+    @property
+    def check_crc(self) -> bool:
+        """Whether what is read is compared with its checksums."""
+        return self._check_crc
+
     def take(self, tier: Tier, slots: npt.NDArray[np.int64]) -> Records:
         """Checked records [N, S] of slots that lie in `tier`, copied."""
         if tier.coded:

@@ -12,11 +12,12 @@ from _pico import pico_checkpoint, pico_ids
 
 from tolkit.errors import UsageError
 from tolkit.model import load_checkpoint
+from tolkit.model.padding import positions_of, visible_positions
 from tolkit.tables import load_runnable
 
 transformers = pytest.importorskip("transformers")
 
-from tolkit.hf.inputs import positions_of, visible_positions  # noqa: E402
+import tolkit.hf  # noqa: E402, F401  # registers the Auto classes
 
 kinds = pytest.mark.parametrize("kind", HF_KINDS.values(), ids=HF_KINDS.keys())
 forms = pytest.mark.parametrize("form", ["checkpoint", "bundle"])

@@ -28,10 +28,12 @@ def test_the_examples_run(
     pico_checkpoint(tmp_path / "ckpt")
     (tmp_path / "text.txt").write_text("A table of words, looked up one by one.\n" * 40)
     monkeypatch.chdir(tmp_path)
-    figures, with_transformers = blocks()
+    figures, text, with_transformers = blocks()
     names = run(figures)
     assert "kl_mean_nats" in capsys.readouterr().out
     assert getattr(names["rows"], "shape") == (2, 2, 32)  # noqa: B009
+    run(text)
+    assert capsys.readouterr().out.startswith("0 length ")
     pytest.importorskip("transformers")
     run(with_transformers)
     assert capsys.readouterr().out.startswith("A table of words")

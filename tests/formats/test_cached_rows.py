@@ -305,7 +305,7 @@ def test_a_damaged_record_is_named(tmp_path: Path) -> None:
         cached.rows([0, 4999])
         with pytest.raises(BundleError, match=rf"{shard.name}: record in slot 2\d\d\d does not"):
             cached.rows(range(5000))
-    with CachedRows(open_bundle(nano.path), check_crc=False) as cached:
+    with CachedRows(open_bundle(nano.path, check_crc=False)) as cached:
         assert cached.rows([2500]).shape == (1, 1, 2048)
 
 

@@ -28,6 +28,7 @@ from tolkit.compress.transform import (
     Moments,
     Quantised,
     Transform,
+    analysis_for,
     fit_transform,
     quantise_rows,
 )
@@ -188,9 +189,10 @@ class Walk:
         importance_R = transform.importance_R.numpy()
         worth_TR = weight_T[:, None] * variances_TR * importance_R
         keep, bits_R = self._basis_widths(worth_TR)
-        basis = None
+        basis, analysis_DR = None, transform.analysis_DR
         if self.wish.transform == "klt":
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
+            analysis_DR = analysis_for(basis.values_RD, metric)
         else:
             keep, bits_R = np.arange(width), np.zeros(width, np.int64)
         widths_TR = widths_at(worth_TR[:, keep], self.price)
@@ -199,7 +201,7 @@ class Walk:
             transform.exponent,
             transform.predictor,
             transform.predictor_bits,
-            self._kept(transform.analysis_DR[:, keep].float()),
+            self._kept(analysis_DR.float()),
             basis,
             bits_R,
             importance_R[keep],

@@ -1,6 +1,6 @@
 """Codec `steps` for a whole source: the scale that meets a budget, and everything to store at it.
 
-V vocabulary, L layers, D hidden, T tiers, G classes of the grid.
+V vocabulary, L layers, D hidden, T tiers, G classes.
 
 How large records come out is known only once they are coded, but closely foretold by what a walk
 counts: the ideal cost of its symbols and half a byte a record. The caller encodes with a little in

@@ -1,20 +1,16 @@
-"""What transformers hands to `forward`, as the decoder wants it: padding and caches.
-
-B batch, T new positions, S positions so far (the new ones included).
-"""
+"""What transformers hands to `forward`, as the decoder wants it: caches."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, StaticCache
 
 from tolkit.errors import UsageError
 from tolkit.model.layers import KeyValueStore
 
-__all__ = ["GrowingCache", "positions_of", "visible_positions"]
+__all__ = ["GrowingCache"]
 
 
 class GrowingCache:
@@ -54,22 +50,3 @@ class GrowingCache:
 
     def check_room(self, count: int) -> None:
         """Nothing: it grows."""
-
-
-def visible_positions(mask_BS: Tensor, length: int) -> Tensor:
-    """Which positions each of the last `length` attends to: bool [B, 1, T, S].
-
-    Those up to itself that `mask_BS` marks with a nonzero value. Padding attends to itself: a
-    position that sees nothing would be NaN.
-    """
-    seen = mask_BS.shape[1]
-    key_S = torch.arange(seen, device=mask_BS.device)
-    query_T1 = key_S[seen - length :, None]
-    real_BTS = (key_S <= query_T1) & (mask_BS != 0)[:, None]
-    return (real_BTS | (key_S == query_T1))[:, None]
-
-
-def positions_of(mask_BS: Tensor, length: int) -> Tensor:
-    """Rotary positions of the last `length`: how many tokens of the row come before, [B, T]."""
-    counted_BS = (mask_BS != 0).long().cumsum(-1) - 1
-    return counted_BS.clamp_(min=0)[:, mask_BS.shape[1] - length :]

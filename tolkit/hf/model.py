@@ -17,9 +17,10 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from tolkit.errors import UsageError
 from tolkit.hf.config import MemoryLlmConfig
-from tolkit.hf.inputs import GrowingCache, positions_of, visible_positions
+from tolkit.hf.inputs import GrowingCache
 from tolkit.hf.loading import LoadOptions, load
 from tolkit.model import Decoder, RowSource, decoder_from_tensors, save_checkpoint
+from tolkit.model.padding import positions_of, visible_positions
 
 __all__ = ["MemoryLlmForCausalLM"]
 

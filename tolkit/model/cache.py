@@ -77,6 +77,17 @@ class KVCache:
                 f"{self.max_len}"
             )
 
+    def keep_rows(self, index_B: Tensor) -> None:
+        """Only these rows of the batch, int64 on the cache's device, in this order; copies them."""
+        filled = self.length
+        for name in ("keys_LBHSC", "values_LBHSC"):
+            old_LBHSC: Tensor = getattr(self, name)
+            shape = list(old_LBHSC.shape)
+            shape[1] = len(index_B)
+            new_LBHSC = old_LBHSC.new_empty(shape)
+            new_LBHSC[:, :, :, :filled] = old_LBHSC[:, index_B, :, :filled]
+            setattr(self, name, new_LBHSC)
+
     def _append(self, layer: int, keys_BHTC: Tensor, values_BHTC: Tensor) -> tuple[Tensor, Tensor]:
         end = self.length + keys_BHTC.shape[2]
         keys_BHSC, values_BHSC = self.keys_LBHSC[layer], self.values_LBHSC[layer]

@@ -167,6 +167,7 @@ class Decoder(nn.Module):
         cache: DecoderCache | None = None,
         positions_BT: Tensor | None = None,
         visible_B1TS: Tensor | None = None,
+        tokens: DistinctTokens | None = None,
     ) -> Tensor:
         """Final hidden states after the last norm, [B, T, D] in the embedding's dtype.
 
@@ -178,6 +179,7 @@ class Decoder(nn.Module):
             positions_BT: each row's rotary positions, int64; by default cache length + 0..T-1.
             visible_B1TS: which of the S positions read so far each new one attends to, bool, at
                 least one each; by default all up to itself.
+            tokens: the distinct tokens of `ids_BT`, where the caller knows them.
 
         Raises:
             UsageError: the cache is full, rows for a dense model, or no rows and no FFN.
@@ -188,7 +190,7 @@ class Decoder(nn.Module):
         if cache is not None:
             cache.check_room(ids_BT.shape[1])
             start = cache.length
-        tokens = DistinctTokens(ids_BT)
+        tokens = tokens or DistinctTokens(ids_BT)
         embedded_nD = self.embed(tokens.ids_n)
         planes: Sequence[Tensor | None] = ()
         if self.config.has_tables:

@@ -24,6 +24,14 @@ class DistinctTokens:
             self.ids_n, self.index_BT = torch.unique(ids_BT, sorted=True, return_inverse=True)
         self._bags: tuple[Tensor, Tensor] | None = None
 
+    @classmethod
+    def each(cls, ids_BT: Tensor) -> DistinctTokens:
+        """Every position for itself, repeats and all: no shape depends on the ids."""
+        tokens = cls(ids_BT[:1, :1])
+        tokens.ids_n = ids_BT.reshape(-1)
+        tokens.index_BT = torch.arange(ids_BT.numel(), device=ids_BT.device).view_as(ids_BT)
+        return tokens
+
     def gather(self, rows_nD: Tensor) -> Tensor:
         """Row of every position: [n, D] -> [B, T, D].
 

@@ -165,6 +165,19 @@ class Attention(nn.Module):
         visible_B1TS: Tensor | None,
     ) -> Tensor:
         groups = self.heads // self.kv_heads
+        if queries_BHTC.dtype != keys_BHSC.dtype:  # a cache in a wider format than the model
+            mixed_BHTC = self._attend(
+                queries_BHTC.to(keys_BHSC.dtype), keys_BHSC, values_BHSC, visible_B1TS
+            )
+            return mixed_BHTC.to(queries_BHTC.dtype)
+        if groups > 1 and queries_BHTC.shape[2] == 1 and keys_BHSC.shape[2] > 1:
+            # One position sees all there is, so the heads of a group can stand in for positions,
+            # and the cache need not be copied for each of them.
+            grouped_BHGC = queries_BHTC.reshape(len(queries_BHTC), self.kv_heads, groups, -1)
+            mixed_BHGC = F.scaled_dot_product_attention(
+                grouped_BHGC, keys_BHSC, values_BHSC, attn_mask=visible_B1TS
+            )
+            return mixed_BHGC.reshape(queries_BHTC.shape)
         if groups > 1:  # not enable_gqa: only some fused kernels take it, the rest build T x S
             keys_BHSC = keys_BHSC.repeat_interleave(groups, dim=1)
             values_BHSC = values_BHSC.repeat_interleave(groups, dim=1)

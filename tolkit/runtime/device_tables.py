@@ -68,6 +68,8 @@ class DeviceTables:
         self._bundle = bundle
         self._dtype = dtype
         self._tiers = bundle.manifest.tiers
+        # Which ids lie in which tier is not known without waiting for the device.
+        self._fixed_shapes = device.type != "cpu"
         try:
             self._load(embedding_VD)
         except torch.OutOfMemoryError as error:
@@ -174,7 +176,7 @@ class DeviceTables:
 
     def _torch_rows(self, ids_n: Tensor) -> Tensor:
         slots_n = self._slots_of(ids_n)
-        if len(self._tiers) == 1 and self.device.type == "cpu":
+        if len(self._tiers) == 1 and not self._fixed_shapes and bool((slots_n >= 0).all()):
             return self.decoder.decode(0, self._records[0].index_select(0, slots_n), ids_n)
         rows_nKD = torch.full(
             (len(ids_n), len(self.layer_ids), self._bundle.hidden_size),
@@ -184,12 +186,12 @@ class DeviceTables:
         for tier, records_NS in zip(self._tiers, self._records, strict=True):
             place_n = slots_n - tier.first_slot
             inside_n = (place_n >= 0) & (place_n < tier.num_rows)
-            if self.device.type == "cpu":
+            if not self._fixed_shapes:
                 where = inside_n.nonzero()[:, 0]
                 records_nS = records_NS.index_select(0, place_n[where])
                 rows_nKD[where] = self.decoder.decode(tier.index, records_nS, known_n[where])
             else:
-                # Shapes that do not depend on the ids: every row is decoded in every tier.
+                # Every row is decoded in every tier.
                 records_nS = records_NS.index_select(0, place_n.clamp(0, tier.num_rows - 1))
                 decoded_nKD = self.decoder.decode(tier.index, records_nS, known_n)
                 rows_nKD = torch.where(inside_n[:, None, None], decoded_nKD, rows_nKD)

@@ -24,14 +24,15 @@ __all__ = ["DEFAULT_TABLE_BYTES", "DiskRows"]
 # At the 1B shape 680 tokens in f16, 2,400 in nf4, 10,000 at 1 bit a value: one to seven texts of
 # a context's length, and little beside what the rest of a process takes.
 DEFAULT_TABLE_BYTES = DEFAULT_CACHE_BYTES
-_HELD_BYTES = 16 << 20
+_HELD_BYTES = 8 << 20
 
 
 class DiskRows:
     """A bundle on disk as the row source of a decoder.
 
-    Anonymous memory is bounded by the cache, what the decoder expands (bases), 16 MiB of records
-    and the rows of one layer, or 16 MiB of rows of all layers where that is more.
+    Anonymous memory is bounded by the cache, what the decoder expands (bases), the rows of one
+    layer, and some 16 MiB to work in. A batch whose records are not all in the cache and take more
+    than 8 MiB costs, after one read a token, a read of one plane a token and layer.
 
     Args:
         bundle: open bundle.
@@ -104,9 +105,9 @@ class DiskRows:
         records = torch.from_numpy(records_nS).to(self._decoder.device)
         return TierRecords.held(tier, self._index(where), records)
 
-    def _reader(self, ids: npt.NDArray[np.int64]) -> Callable[[int], Tensor]:
-        def plane(place: int) -> Tensor:
-            ((_, _, plane_nB),) = self._cached.plane(ids, place)
+    def _reader(self, ids: npt.NDArray[np.int64]) -> Callable[[int, slice], Tensor]:
+        def plane(place: int, part: slice) -> Tensor:
+            ((_, _, plane_nB),) = self._cached.plane(ids[part], place)
             return torch.from_numpy(plane_nB).to(self._decoder.device)
 
         return plane

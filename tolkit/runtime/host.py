@@ -75,7 +75,7 @@ class HostRows:
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         self._ahead: tuple[Tensor, list[TierRecords]] | None = None
         self._statistics = TableStatistics()
-        files = RecordFiles(bundle, check_crc=True)
+        files = RecordFiles(bundle)
         try:
             self._records = [self._load(files, tier) for tier in bundle.manifest.tiers]
         finally:

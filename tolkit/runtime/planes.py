@@ -17,7 +17,8 @@ from tolkit_formats.records import Tier
 
 __all__ = ["TierRecords", "decoded_planes", "spread_planes"]
 
-_AT_ONCE_BYTES = 16 << 20
+_AT_ONCE_BYTES = 4 << 20
+_PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -26,22 +27,23 @@ class TierRecords:
 
     Attributes:
         where: int64 index of these ids among all, None for all.
-        plane: which kept layer -> its bytes U8 [those, B] on the decoder's device.
+        plane: which kept layer, which of those ids -> its bytes U8 [.., B] on the decoder's
+            device.
         records: U8 [those, S] on the device, or None where they are not held.
     """
 
     tier: int
     where: Tensor | None
-    plane: Callable[[int], Tensor]
+    plane: Callable[[int, slice], Tensor]
     records: Tensor | None = None
 
     @classmethod
     def held(cls, tier: Tier, where: Tensor | None, records_nS: Tensor) -> TierRecords:
         """Records that are on the device as a whole."""
 
-        def plane(place: int) -> Tensor:
+        def plane(place: int, part: slice) -> Tensor:
             start = tier.planes[place].offset
-            return records_nS[:, start : start + tier.planes[place].length]
+            return records_nS[part, start : start + tier.planes[place].length]
 
         return cls(tier.index, where, plane, records_nS)
 
@@ -111,11 +113,18 @@ def _one_layer(
     place: int,
     hidden_size: int,
 ) -> Tensor:
-    if len(pieces) == 1 and pieces[0].where is None:
-        return decoder.decode_plane(pieces[0].tier, place, pieces[0].plane(place), ids_n)
+    """Rows of one layer, decoded some at a time: what is computed on the way stays small."""
+    step = max(1, _PART_BYTES // (4 * hidden_size))
+    if len(pieces) == 1 and pieces[0].where is None and len(ids_n) <= step:
+        plane_nB = pieces[0].plane(place, slice(None))
+        return decoder.decode_plane(pieces[0].tier, place, plane_nB, ids_n)
     rows_nD = torch.empty((len(ids_n), hidden_size), dtype=decoder.dtype, device=decoder.device)
     for piece in pieces:
-        assert piece.where is not None
-        here = ids_n[piece.where]
-        rows_nD[piece.where] = decoder.decode_plane(piece.tier, place, piece.plane(place), here)
+        count = len(ids_n) if piece.where is None else len(piece.where)
+        for first in range(0, count, step):
+            part = slice(first, min(first + step, count))
+            where = part if piece.where is None else piece.where[part]
+            rows_nD[where] = decoder.decode_plane(
+                piece.tier, place, piece.plane(place, part), ids_n[where]
+            )
     return rows_nD

@@ -109,8 +109,8 @@ def expand_kernel(
             field = tl.load(field_C + start + c, mask=real, other=0)
             scale = tl.load(scale_C + start + c, mask=real, other=0)
             values = field_values(
-                records, table + extra, base[:, None], place[None, :], field[None, :], scale[None, :],
-                mask, KIND,
+                records, table + extra, base[:, None], place[None, :], field[None, :],
+                scale[None, :], mask, KIND,
             )  # fmt: skip
         rows = tl.load(
             basis + row_of_c[:, None] * WIDTH + column[None, :],

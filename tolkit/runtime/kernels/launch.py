@@ -85,7 +85,7 @@ class FusedLookup:
                     self._expand(tier, plan, out_nKD, ids_n, unit_nD)
                 else:
                     self._look_up(tier, plan, out_nKD, ids_n)
-                    self._add_predictions(plan, out_nKD, unit_nD)
+        self._add_predictions(out_nKD, unit_nD)
         return out_nKD
 
     def _unit_rows(self, ids_n: Tensor) -> Tensor | None:
@@ -174,11 +174,10 @@ class FusedLookup:
         shape = f"expand {plan.kind} {inner} {len(plan.row_C)} {self._shape(ids_n, plan.place_P)}"
         launch(self._blocks(shape, expand_blocks(len(ids_n)), launch))
 
-    def _add_predictions(self, plan: ElementPlan, out_nKD: Tensor, unit_nD: Tensor | None) -> None:
+    def _add_predictions(self, out_nKD: Tensor, unit_nD: Tensor | None) -> None:
         predictions = self._plans.predictions
-        if predictions is None or unit_nD is None:
-            return
-        for place, which in plan.predicted:
+        for place, which in self._plans.added:
+            assert predictions is not None and unit_nD is not None
             predicted_nD = unit_nD @ predictions.weights_PDD[which].float()
             predicted_nD *= predictions.scales_PD[which]
             out_nKD[:, place] = (out_nKD[:, place].float() + predicted_nD).to(self._dtype)

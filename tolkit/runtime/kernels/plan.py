@@ -68,17 +68,13 @@ def codes_at(codec: Codec) -> int:
 
 @dataclass(frozen=True)
 class ElementPlan:
-    """Planes of one codec. offset_P int32, place_P int32 (of K), table float32; on the device.
-
-    `predicted`: (place, index of its predictor) of the planes that have one.
-    """
+    """Planes of one codec. offset_P int32, place_P int32 (of K), table float32; on the device."""
 
     elements: Elements
     codes_at: int
     offset_P: Tensor
     place_P: Tensor
     table: Tensor
-    predicted: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -121,6 +117,8 @@ class Plans:
     Attributes:
         tiers: plans of each tier, in order.
         predictions: None where no plane has a predictor.
+        added: (place, index of its predictor) of the planes that `expand_kernel` adds none to,
+            since in some tier no basis expands them.
         size_bytes: of everything on the device.
 
     Raises:
@@ -134,6 +132,17 @@ class Plans:
         self._halves = _Pool(device)
         self._predictor_of: dict[int, int] = {}
         self.predictions = self._predictions()
+        unexpanded = {
+            plane.layer
+            for tier in bundle.manifest.tiers
+            for plane in tier.planes
+            if not isinstance(plane.codec, (Bands, Steps, Svd))
+        }
+        self.added = tuple(
+            (place, self._predictor_of.pop(layer))
+            for place, layer in enumerate(bundle.layer_ids)
+            if layer in self._predictor_of and layer in unexpanded
+        )
         drafts = [self._drafts(tier) for tier in bundle.manifest.tiers]
         # Plans are finished when all bases are known, since tiers share one array of them.
         self.tiers = [[finish() for finish in of_tier] for of_tier in drafts]
@@ -168,11 +177,6 @@ class Plans:
             self._int32([plane.offset for _, plane in members]),
             self._int32([place for place, _ in members]),
             self._tensor(elements.table()),
-            tuple(
-                (place, self._predictor_of[plane.layer])
-                for place, plane in members
-                if plane.layer in self._predictor_of
-            ),
         )
         return lambda: plan
 
@@ -244,7 +248,8 @@ class Plans:
         return first, np.full(codec.width, scale)
 
     def _predictions(self) -> Predictions | None:
-        weights, scales = [], []
+        weights: list[Tensor] = []
+        scales: list[Tensor] = []
         for layer, predictor in sorted(self._bundle.manifest.predictors.items()):
             stored = self._bundle.shared(layer)
             self._predictor_of[layer] = len(weights)

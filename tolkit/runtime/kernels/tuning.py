@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -84,7 +85,8 @@ class Tuning:
         for i, blocks in enumerate(candidates):
             try:
                 launch(blocks)
-                elapsed_s = min(self._seconds(lambda b=blocks: launch(b)) for _ in range(_ROUNDS))
+                call = partial(launch, blocks)
+                elapsed_s = min(self._seconds(call) for _ in range(_ROUNDS))
             except Exception as error:
                 if type(error).__name__ != "OutOfResources":
                     raise
@@ -112,9 +114,9 @@ class Tuning:
 
 
 def _cuda_seconds(call: Callable[[], None]) -> float:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     begin.record()
     call()
     end.record()
     end.synchronize()
-    return begin.elapsed_time(end) / 1e3
+    return float(begin.elapsed_time(end)) / 1e3
