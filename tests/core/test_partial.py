@@ -494,6 +494,33 @@ def test_training_around_partial_tables_is_refused(part: Path, tmp_path: Path) -
         train(spec, QUIET)
 
 
+def test_partial_tables_can_teach(memory: Path, part: Path, tmp_path: Path) -> None:
+    """A teacher's loss is that of the checkpoint it was made from."""
+    from tolkit.train import TrainSpec, train
+
+    (tmp_path / "text.txt").write_text("some text and a line more \n" * 80)
+    found = []
+    for i, teacher in enumerate((part, memory)):
+        report = train(
+            TrainSpec(
+                out=tmp_path / f"out{i}",
+                text=(str(tmp_path / "text.txt"),),
+                init=memory,
+                distill=teacher,
+                distill_weight=0.5,
+                steps=1,
+                sequence=16,
+                batch=2,
+                micro_batch=2,
+                dtype="float32",
+            ),
+            QUIET,
+        )
+        assert report.before is not None and report.before.kl is not None
+        found.append(report.before.kl)
+    assert found[0] == pytest.approx(found[1], abs=1e-5) and abs(found[0]) < 1e-4
+
+
 @pytest.fixture
 def small_shards() -> Iterator[None]:
     with mock.patch("tolkit.compress.plan.lay_out", partial(lay_out, max_shard_bytes=1)):
