@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tolkit.compress.plan import EncodePlan, PlanePlan, nominal_bits
 from tolkit_formats.layer_errors import LayerErrors
+from tolkit_formats.partial import Partial
 from tolkit_formats.tensorfile import ITEM_BYTES
 
 __all__ = ["BundleReport", "LayerReport", "layer_reports", "nominal_bits_of"]
@@ -34,7 +35,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class BundleReport:
-    """What a command wrote. `path` is None after a dry run; bytes are then predictions."""
+    """What a command wrote. `path` is None after a dry run; bytes are then predictions.
+
+    partial: which tokens have a record, None where all have.
+    """
 
     command: str
     source: Path
@@ -49,6 +53,7 @@ class BundleReport:
     resumed: bool = False
     warnings: tuple[str, ...] = ()
     checks: Mapping[str, float] = field(default_factory=dict)
+    partial: Partial | None = None
 
 
 def layer_reports(plan: EncodePlan, errors: Sequence[LayerErrors]) -> tuple[LayerReport, ...]:
@@ -78,18 +83,19 @@ def layer_reports(plan: EncodePlan, errors: Sequence[LayerErrors]) -> tuple[Laye
     return tuple(reports)
 
 
-def nominal_bits_of(plan: EncodePlan) -> float:
+def nominal_bits_of(plan: EncodePlan, vocab_size: int) -> float:
     """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
     rows = sum(tier.num_rows for tier in plan.tiers)
     if plan.coding is not None:
         record_bytes = sum(plan.layer_bytes.values()) or plan.table_bytes / rows
-        return 8 * record_bytes / plan.planes[0].codec.width / len(plan.statuses)
+        row_bits = 8 * record_bytes / plan.planes[0].codec.width / len(plan.statuses)
+        return row_bits * rows / vocab_size
     total = sum(
         tier.num_rows * nominal_bits(codec)
         for plane in plan.planes
         for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
     )
-    return total / rows / len(plan.statuses)
+    return total / vocab_size / len(plan.statuses)
 
 
 def _bytes_per_token(plan: EncodePlan, plane: PlanePlan) -> float:

@@ -24,6 +24,7 @@ from tolkit.compress.encode import Shared, encode_rows
 from tolkit.compress.encode_steps import encode_within, named_arrays
 from tolkit.compress.fit_bands import filled_plan, fit_bands
 from tolkit.compress.fit_steps import FilledSteps, StepsFitter
+from tolkit.compress.keep import partial_of, stored_slots
 from tolkit.compress.plan import EncodePlan
 from tolkit.compress.resolve import WorkingArrays
 from tolkit.parallel import block_pool
@@ -33,6 +34,7 @@ from tolkit_formats import digests, files
 from tolkit_formats.entropy import models_of, tier_coder
 from tolkit_formats.layer_errors import ErrorSums, LayerErrors, rounded
 from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
+from tolkit_formats.partial import FFN_FILE, ffn_layers
 from tolkit_formats.rans import RowCoder
 from tolkit_formats.reader import shared_name
 from tolkit_formats.writer import BundleWriter, require_absent
@@ -86,6 +88,7 @@ def write_bundle(
     origin = source.sources()
     step = HistoryEntry(command, options, source.identity, f"tolkit {__version__}")
     weights = None if weights_V is None else row_weights(weights_V)[_token_of_slot(source)]
+    partial_tables, slots_V = partial_of(source), stored_slots(source)
     fingerprint = digests.json_digest(
         {
             "step": {"command": command, "options": dict(options), "tool": step.tool},
@@ -94,6 +97,9 @@ def write_bundle(
             "embedding": origin.embedding,
             "layers": [[d.norm, d.ffn] for d in origin.layers],
             "weights": _counts_digest(weights_V),
+            "partial": None
+            if partial_tables is None or slots_V is None
+            else [partial_tables.to_json(), digests.array_digest("U32", slots_V.shape, [slots_V])],
             "bands": None
             if plan.bands is None
             else [asdict(plan.bands), plan.table_bytes, plan.entropy],
@@ -112,7 +118,7 @@ def write_bundle(
     ):
         forget_damaged(writer)
         # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
-        _write_side_files(source, writer)
+        _write_side_files(source, writer, plan)
         require_same_fit = partial(_require_same_fit, source, writer)
         if plan.entropy:
             fitter = StepsFitter(source, plan, weights_V, calibration, writer.work, pool, progress)
@@ -149,6 +155,7 @@ def write_bundle(
             mapped_slots=source.slot_of_token_V is not None,
             predictors=plan.predictors,
             coding=plan.coding,
+            partial=partial_tables,
             combine=source.combine,
             lookup_scale=source.lookup_scale,
             out_of_range=source.out_of_range,
@@ -166,8 +173,9 @@ def write_bundle(
         table_bytes=published.table_bytes,
         bundle_bytes=published.bundle_bytes,
         bits_per_value=published.bits_per_value,
-        nominal_bits_per_value=nominal_bits_of(plan),
+        nominal_bits_per_value=nominal_bits_of(plan, source.vocab_size),
         elapsed_s=time.monotonic() - started,
+        partial=published.partial,
         resumed=writer.resumed,
         warnings=plan.warnings,
     )
@@ -225,8 +233,9 @@ def dry_run(
         table_bytes=plan.table_bytes,
         bundle_bytes=None,
         bits_per_value=8 * plan.table_bytes / values,
-        nominal_bits_per_value=nominal_bits_of(plan),
+        nominal_bits_per_value=nominal_bits_of(plan, source.vocab_size),
         elapsed_s=0.0,
+        partial=partial_of(source),
         warnings=plan.warnings,
     )
 
@@ -274,7 +283,7 @@ def _require_same_fit(
     fit = digests.json_digest({"planes": plan.to_json(), "arrays": arrays})
     if writer.note("bands") not in (None, fit):
         writer.start_over()
-        _write_side_files(source, writer)
+        _write_side_files(source, writer, plan)
     writer.remember("bands", fit)
 
 
@@ -293,13 +302,16 @@ def _stored_bases(
     return layers
 
 
-def _write_side_files(source: TableSource, writer: BundleWriter) -> None:
+def _write_side_files(source: TableSource, writer: BundleWriter, plan: EncodePlan) -> None:
     """Everything but records, bases, checksums, card and manifest."""
     for name, content in sorted(source.root_files().items()):
         writer.put_file(name, content)
     source.write_backbone(writer.path("backbone.safetensors"))
-    if source.slot_of_token_V is not None:
-        writer.put_tensors("tables/slots.safetensors", {"slots": ("U32", source.slot_of_token_V)})
+    if source.num_rows < source.vocab_size:
+        source.write_ffn(writer.path(FFN_FILE), ffn_layers(plan.statuses))
+    slots_V = stored_slots(source)
+    if slots_V is not None:
+        writer.put_tensors("tables/slots.safetensors", {"slots": ("U32", slots_V)})
     if source.token_counts_V is not None:
         counts = {"token_counts": ("U64", source.token_counts_V)}
         writer.put_tensors("token_counts.safetensors", counts)

@@ -113,16 +113,16 @@ def fit_bands(
 
         price, fits = search_price(walk, shape, plan.table_bytes)
         task.advance((MOST_WALKS - walks) * size)
-    if len(slots) < source.vocab_size and not sample_only:
-        with progress.task("fit bands", len(plan.planes) * source.vocab_size, "rows") as task:
+    if len(slots) < source.num_rows and not sample_only:
+        with progress.task("fit bands", len(plan.planes) * source.num_rows, "rows") as task:
             scale = spill_scale(fit.exponent for fit in fits)
             fits = _walk(job, all_rows(job, scale), None, price, task)
     return replace(fill_budget(fits, shape, plan.table_bytes), walks=walks)
 
 
-def sampled_rows(vocab_size: int) -> int:
+def sampled_rows(num_rows: int) -> int:
     """About how many rows the search for a size goes over."""
-    return min(vocab_size, _SAMPLED_ROWS)
+    return min(num_rows, _SAMPLED_ROWS)
 
 
 def spill_scale(exponents: Iterable[int]) -> float:
@@ -151,7 +151,7 @@ def filled_plan(plan: EncodePlan, filled: FilledAny) -> EncodePlan:
 
 def sample_rows(job: Job) -> tuple[Rows, npt.NDArray[np.int64]]:
     """Runs of neighbouring rows, evenly spaced in each tier; everything where V is small."""
-    total = job.source.vocab_size
+    total = job.source.num_rows
     picked, ranges = [], []
     start = 0
     for first, stop in job.ranges:
@@ -186,7 +186,7 @@ def sample_rows(job: Job) -> tuple[Rows, npt.NDArray[np.int64]]:
 
 def all_rows(job: Job, scale: float) -> Rows:
     """Every row, spilled to files as f16 of `scale` times the values."""
-    shape = (job.source.vocab_size, job.source.hidden_size)
+    shape = (job.source.num_rows, job.source.hidden_size)
     return Rows(
         job.ranges,
         tuple(stop - first for first, stop in job.ranges),

@@ -60,13 +60,13 @@ def make_job(
     assert plan.bands is not None
     values = source.vocab_size * source.num_layers * source.hidden_size
     wish = plan.bands.decided(source.vocab_size, source.hidden_size, 8 * plan.table_bytes / values)
-    by_slot = _by_slot(counts_V)
-    weights = np.ones(source.vocab_size)
+    by_slot = _by_slot(source, counts_V)
+    weights = np.ones(source.num_rows)
     if by_slot is not None:
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
-    ranges = tier_ranges(by_slot, source.vocab_size, wish.tiers)
+    ranges = tier_ranges(by_slot, source.num_rows, wish.tiers)
     if not plan.entropy:  # records of any length fill a budget anyway
-        ranges = _ranges(by_slot, source.vocab_size, wish.tiers, plan.table_bytes)
+        ranges = _ranges(by_slot, source.num_rows, wish.tiers, plan.table_bytes)
     if not plan.entropy:  # how small coded records get is known after a walk only
         shape = shape_of(source, plan, ranges)
         if plan.bands.predictor_bits is None:
@@ -92,7 +92,8 @@ def floor_bytes(
     """The smallest budget that `fit_bands` can fill."""
     wish = plan.bands
     assert wish is not None
-    shape = shape_of(source, plan, _ranges(_by_slot(counts_V), source.vocab_size, wish.tiers, 0))
+    by_slot = _by_slot(source, counts_V)
+    shape = shape_of(source, plan, _ranges(by_slot, source.num_rows, wish.tiers, 0))
     floor = smallest_bytes(shape, wish.predictor_bits or 0)
     values = source.vocab_size * source.num_layers * source.hidden_size
     decided = wish.decided(source.vocab_size, source.hidden_size, 8 * floor / values)
@@ -110,17 +111,25 @@ def shape_of(source: TableSource, plan: EncodePlan, ranges: Sequence[tuple[int, 
 
 
 def _ranges(
-    by_slot: npt.NDArray[np.uint64] | None, vocab_size: int, tiers: int, budget_bytes: int
+    by_slot: npt.NDArray[np.uint64] | None, num_rows: int, tiers: int, budget_bytes: int
 ) -> tuple[TierRange, ...]:
     """Tiers by counts; where those make none, tiers small enough to fill the budget with."""
-    ranges = tier_ranges(by_slot, vocab_size, tiers)
+    ranges = tier_ranges(by_slot, num_rows, tiers)
     if len(ranges) > 1:
         return ranges
-    return halved_ranges(vocab_size, _FINEST * budget_bytes / STRIDE_MULTIPLE, tiers)
+    return halved_ranges(num_rows, _FINEST * budget_bytes / STRIDE_MULTIPLE, tiers)
 
 
-def _by_slot(counts_V: npt.NDArray[np.uint64] | None) -> npt.NDArray[np.uint64] | None:
-    return None if counts_V is None else np.sort(counts_V)[::-1]
+def _by_slot(
+    source: TableSource, counts_V: npt.NDArray[np.uint64] | None
+) -> npt.NDArray[np.uint64] | None:
+    """Counts of the tokens that get a record, falling."""
+    if counts_V is None:
+        return None
+    slots_V = source.slot_of_token_V
+    if slots_V is not None and source.num_rows < source.vocab_size:
+        counts_V = counts_V[slots_V < source.num_rows]
+    return np.sort(counts_V)[::-1]
 
 
 class Metrics:

@@ -117,7 +117,7 @@ class StepsFitter:
             UsageError: the target is below the floor.     NonFiniteError: names the layer.
         """
         done = self._search(target_bytes)
-        everything = len(self._sample[1]) == self._job.source.vocab_size
+        everything = len(self._sample[1]) == self._job.source.num_rows
         if not everything and not sample_only:
             done = self._walk(done.scale, done.symbols, everything=True)
         return self._filled(done)

@@ -231,7 +231,7 @@ def _plan(
     warnings: list[str],
     ranges: Sequence[TierRange] = (),
 ) -> EncodePlan:
-    ranges = ranges or ((0, source.vocab_size),)
+    ranges = ranges or ((0, source.num_rows),)
     coding = source.coding if any(isinstance(p.codecs[0], Steps) for p in planes) else None
     tiers = tuple(
         lay_out(

@@ -6,7 +6,7 @@ V vocabulary, D hidden, N rows of a block, B bytes of a plane.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,19 @@ from tolkit.errors import CheckpointError
 from tolkit.model import CheckpointFiles, LayerFfn, checkpoint_tensors
 from tolkit.model.files import require_finite
 from tolkit.parallel import all_intra_op_threads
-from tolkit.sources.interface import COPY_BYTES, PlaneReader, slots_by_count
+from tolkit.sources.interface import (
+    PlaneReader,
+    slots_by_count,
+    unknown_counts,
+    write_weights,
+)
 from tolkit_formats import digests, files
 from tolkit_formats.codecs import Codec
 from tolkit_formats.entropy import Coding
 from tolkit_formats.layer_errors import LayerErrors
 from tolkit_formats.manifest import HistoryEntry, LayerDigests, LayerStatus, Sources
+from tolkit_formats.partial import ffn_names
 from tolkit_formats.predictor import Predictor
-from tolkit_formats.tensorfile import TensorStream
 
 __all__ = ["CheckpointSource"]
 
@@ -44,7 +49,7 @@ class CheckpointSource:
                 "so it has no token-wise tables",
                 hint="train one with: tol train DATA -o CKPT --arch memory",
             )
-        self.vocab_size = config.vocab_size
+        self.vocab_size = self.num_rows = config.vocab_size
         self.num_layers = config.num_hidden_layers
         self.hidden_size = config.hidden_size
         self.statuses = (LayerStatus("kept"),) * self.num_layers
@@ -70,6 +75,12 @@ class CheckpointSource:
         self.slot_of_token_V = slots_by_count(counts_V)
         order = np.argsort(self.slot_of_token_V)
         self._token_of_slot = torch.from_numpy(order.astype(np.int64))
+
+    def keep_rows(self, count: int) -> None:
+        """See TableSource. UsageError where no counts say which."""
+        if self.token_counts_V is None and count < self.vocab_size:
+            raise unknown_counts(self.path)
+        self.num_rows = count
 
     def plane(self, layer: int) -> PlaneReader:
         """Loads this layer's FFN (LayerFfn states the memory); `sources` has checked it."""
@@ -157,14 +168,16 @@ class CheckpointSource:
 
         `sources` has checked that they are finite.
         """
-        names = self._backbone_names()
+        self._write(path, self._backbone_names())
+
+    def write_ffn(self, path: Path, layers: Sequence[int]) -> None:
+        """Memory FFNs and their norms in their stored dtypes; `sources` has checked them."""
+        names = [name for layer in layers for name in ffn_names(layer).values()]
+        self._write(path, sorted(names))
+
+    def _write(self, path: Path, names: Sequence[str]) -> None:
         infos = {name: self._files.info(name) for name in names}
-        directory = [(name, info.dtype, info.shape) for name, info in infos.items()]
-        with TensorStream(path, directory, {"format": "pt"}) as stream:
-            for name in names:
-                view = files.bytes_view(self._files.array(name))
-                for start in range(0, len(view), COPY_BYTES):
-                    stream.write(view[start : start + COPY_BYTES])
+        write_weights(path, infos, self._files.array)
 
     def require_unchanged(self) -> None:
         """CheckpointError when a file was written to since it was opened."""

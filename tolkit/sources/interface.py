@@ -7,7 +7,7 @@ id 0 otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,13 +15,23 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from tolkit.errors import UsageError
+from tolkit_formats import files
 from tolkit_formats.codecs import Codec
 from tolkit_formats.entropy import Coding
 from tolkit_formats.layer_errors import LayerErrors
 from tolkit_formats.manifest import HistoryEntry, LayerStatus, Sources
 from tolkit_formats.predictor import Predictor
+from tolkit_formats.tensorfile import TensorInfo, TensorStream
 
-__all__ = ["COPY_BYTES", "PlaneReader", "TableSource", "slots_by_count"]
+__all__ = [
+    "COPY_BYTES",
+    "PlaneReader",
+    "TableSource",
+    "slots_by_count",
+    "unknown_counts",
+    "write_weights",
+]
 
 COPY_BYTES = 8 << 20
 """Backbones are written in pieces of this size."""
@@ -31,10 +41,15 @@ PlaneReader = Callable[[int, int], Tensor]
 
 
 class TableSource(Protocol):
-    """Where planes come from, and everything of the source that a bundle keeps."""
+    """Where planes come from, and everything of the source that a bundle keeps.
+
+    `num_rows` of the slots, the first ones, get a record in what is written: V, or fewer once
+    `keep_rows` said so; of a partial bundle what it has. Every slot of 0..V-1 can be read.
+    """
 
     path: Path
     vocab_size: int
+    num_rows: int
     num_layers: int
     hidden_size: int
     statuses: tuple[LayerStatus, ...]
@@ -52,6 +67,9 @@ class TableSource(Protocol):
 
     def use_counts(self, counts_V: npt.NDArray[np.uint64]) -> None:
         """From now on order slots by these counts, and keep them; before anything is read."""
+
+    def keep_rows(self, count: int) -> None:
+        """From now on only the first `count` slots are written; after `use_counts`."""
 
     def plane(self, layer: int) -> PlaneReader:
         """Get ready to read one layer's table."""
@@ -83,6 +101,9 @@ class TableSource(Protocol):
     def write_backbone(self, path: Path) -> None:
         """Write backbone.safetensors."""
 
+    def write_ffn(self, path: Path, layers: Sequence[int]) -> None:
+        """Write ffn.safetensors with the weights of these layers (not of whole bundles)."""
+
     def require_unchanged(self) -> None:
         """Raise when what was read is no longer what the source holds."""
 
@@ -93,3 +114,26 @@ def slots_by_count(counts_V: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint32]:
     slot_of_token_V = np.empty(len(counts_V), np.uint32)
     slot_of_token_V[order] = np.arange(len(counts_V), dtype=np.uint32)
     return slot_of_token_V
+
+
+def write_weights(
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    array: Callable[[str], npt.NDArray[np.generic]],
+) -> None:
+    """A file of tensors as they are stored, written piece by piece."""
+    directory = [(name, info.dtype, info.shape) for name, info in infos.items()]
+    with TensorStream(path, directory, {"format": "pt"}) as stream:
+        for name in infos:
+            view = files.bytes_view(array(name))
+            for start in range(0, len(view), COPY_BYTES):
+                stream.write(view[start : start + COPY_BYTES])
+
+
+def unknown_counts(path: Path) -> UsageError:
+    """Nobody says which tokens are frequent."""
+    return UsageError(
+        f"--keep-rows: how often tokens stand in text is not known of {path}",
+        hint=f"run: tol count DATA --tokenizer {path} -o counts.safetensors, then "
+        "tol compress with --keep-rows and --weights counts.safetensors",
+    )
