@@ -277,7 +277,7 @@ class CachedRows:
 
 def _chunks(rows_N: _I64, stride: int) -> list[_I64]:
     """Rows in pieces whose records take at most 1 MiB, at least one each."""
-    size = max(1, _CHUNK_BYTES // stride)
+    size = max(1, _CHUNK_BYTES // max(1, stride))
     return [rows_N[at : at + size] for at in range(0, len(rows_N), size)]
 
 
