@@ -162,7 +162,7 @@ class HostRows:
             ) from error
         into_VS = stored_VS.numpy()
         size_bytes = 0
-        step = max(1, _CHUNK_BYTES // tier.stride)
+        step = max(1, _CHUNK_BYTES // max(1, tier.stride))
         for first in range(0, tier.num_rows, step):
             rows = np.arange(first, min(first + step, tier.num_rows))
             size_bytes += files.read(tier, rows, into_VS[first : first + len(rows)])
