@@ -225,6 +225,19 @@ def test_an_attempt_that_comes_out_larger_is_made_again(
     verify(tmp_path / "b.tol")
 
 
+def test_an_attempt_that_leaves_too_much_is_made_once_more(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {}
+    for name, overhead in (("as it is", fit_steps._LANE_BYTES), ("too much", 8.0)):
+        monkeypatch.setattr(fit_steps, "_LANE_BYTES", overhead)  # foretells 8 bytes a record
+        sizes[name] = run(checkpoint, tmp_path / f"{name}.tol", bits_per_value=8.0).table_bytes
+    budget = 8.0 * V * L * D / 8
+    assert sizes["too much"] <= budget
+    # Without the second attempt 7 of 96 bytes a record were left over.
+    assert sizes["too much"] > sizes["as it is"] - 0.03 * budget
+
+
 @pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
 def test_models_of_a_sample_are_fitted_again_to_all_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
