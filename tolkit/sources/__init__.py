@@ -8,7 +8,7 @@ from pathlib import Path
 from tolkit.sources.bundle import BundleSource
 from tolkit.sources.checkpoint import CheckpointSource
 from tolkit.sources.decode import decode_plane
-from tolkit.sources.interface import PlaneReader, TableSource
+from tolkit.sources.interface import PlaneReader, TableSource, slots_by_count
 from tolkit_formats.manifest import HistoryEntry
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "is_bundle",
     "lineage",
     "open_source",
+    "slots_by_count",
 ]
 
 
