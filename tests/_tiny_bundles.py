@@ -10,7 +10,9 @@ import numpy as np
 from tolkit_formats import BundleWriter, Manifest
 from tolkit_formats.codecs import codec_from_json
 from tolkit_formats.digests import json_digest
+from tolkit_formats.limits import NO_SLOT
 from tolkit_formats.manifest import Encoding, HistoryEntry, LayerDigests, LayerStatus, Sources
+from tolkit_formats.reader import Bundle
 from tolkit_formats.records import lay_out
 from tolkit_formats.strict_json import canonical
 
@@ -20,6 +22,12 @@ V, L, D = 40, 3, 8
 def known_rows(seed: int = 0) -> np.ndarray:
     """Float32 rows [V, L, D]."""
     return np.random.default_rng(seed).standard_normal((V, L, D)).astype(np.float32)
+
+
+def stored_ids(bundle: Bundle) -> np.ndarray:
+    """Tokens that have a record: all of them but in partial tables."""
+    slots = bundle.slot_of_token
+    return np.arange(bundle.vocab_size) if slots is None else np.flatnonzero(slots != NO_SLOT)
 
 
 def write_bundle(

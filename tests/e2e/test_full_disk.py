@@ -140,7 +140,7 @@ def no_half_written_files(folder: Path) -> bool:
 def test_the_check_before_starting(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(files, "_free_bytes", lambda path: 1000)
+    monkeypatch.setattr(files, "free_bytes", lambda path: 1000)
     with pytest.raises(ResourceError) as caught:
         run_command("build", inputs, tmp_path / "b.tol", force=False)
     assert re.search(r"[\d,]{5,} bytes needed, 1,000 bytes free", caught.value.message)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tolkit.sources.bundle import BundleSource
 from tolkit.sources.checkpoint import CheckpointSource
-from tolkit.sources.interface import PlaneReader, TableSource
+from tolkit.sources.interface import PlaneReader, TableSource, slots_by_count
 from tolkit_formats.manifest import HistoryEntry
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "is_bundle",
     "lineage",
     "open_source",
+    "slots_by_count",
 ]
 
 
