@@ -11,6 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,7 +23,14 @@ from tolkit_formats import files
 from tolkit_formats.codecs import Codec, codec_from_json
 from tolkit_formats.digests import json_digest
 from tolkit_formats.limits import BLOCK_ROWS
-from tolkit_formats.manifest import Encoding, HistoryEntry, LayerDigests, LayerStatus, Manifest, Sources
+from tolkit_formats.manifest import (
+    Encoding,
+    HistoryEntry,
+    LayerDigests,
+    LayerStatus,
+    Manifest,
+    Sources,
+)
 from tolkit_formats.reader import Bundle, open_bundle
 from tolkit_formats.records import Tier, lay_out
 from tolkit_formats.strict_json import canonical
@@ -72,9 +80,7 @@ def table_bytes(config: ModelConfig, codec: str) -> int:
     return tier.num_rows * tier.stride
 
 
-def generated_bundle(
-    folder: Path, config: ModelConfig, codec: str, progress: Progress
-) -> Bundle:
+def generated_bundle(folder: Path, config: ModelConfig, codec: str, progress: Progress) -> Bundle:
     """Tables of a model's shape in `folder`, made on the first call and found on later ones.
 
     One block of random rows is encoded by the codec's own encoder, then repeated with the CRC of

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,12 +20,25 @@ from tolkit.errors import ResourceError
 from tolkit_formats.io_calls import operation
 from tolkit_formats.reader import Bundle
 
-__all__ = ["COLD_SHARE", "evict", "make_cold", "make_warm", "record_paths", "resident_share"]
+__all__ = [
+    "COLD_SHARE",
+    "WARM_SHARE",
+    "evict",
+    "make_cold",
+    "make_warm",
+    "record_paths",
+    "resident_share",
+]
 
 COLD_SHARE = 0.01
 """The most that may be resident of what is called cold."""
 
+WARM_SHARE = 0.99
+"""The least that must be of what is called warm."""
+
 _MAPS = Path("/proc/self/maps")
+_ATTEMPTS = 6
+_PAUSE_S = 0.02
 _READ_BYTES = 4 << 20
 _PART_BYTES = 1 << 30
 
@@ -88,8 +102,7 @@ def make_cold(paths: Sequence[Path]) -> float:
     Raises:
         ResourceError: more stayed, or the system does not tell.
     """
-    evict(paths)
-    share = resident_share(paths)
+    share = _evicted_share(paths)
     if share is None:
         raise ResourceError(
             "state: cold was asked for, this system does not say what is in memory",
@@ -106,13 +119,36 @@ def make_cold(paths: Sequence[Path]) -> float:
 
 
 def make_warm(paths: Sequence[Path]) -> float | None:
-    """Read files to their end; the share then in memory, None where the system does not tell."""
+    """Read files to their end; the share then in memory, None where the system does not tell.
+
+    Raises:
+        ResourceError: less than `WARM_SHARE` stayed.
+    """
     buffer = bytearray(_READ_BYTES)
     for path in paths:
         with operation("read", path), path.open("rb", buffering=0) as file:
             while file.readinto(buffer):
                 pass
-    return resident_share(paths)
+    share = resident_share(paths)
+    if share is not None and share < WARM_SHARE:
+        raise ResourceError(
+            f"{paths[0].parent}: {100 * share:.1f} % of the records stay in memory after they were "
+            f"read, expected at least {100 * WARM_SHARE:.0f} %; a run would not be warm",
+            hint="free memory, or measure cold: --state cold",
+        )
+    return share
+
+
+def _evicted_share(paths: Sequence[Path]) -> float | None:
+    """What stays after asking a few times: pages read ahead may still be on their way in."""
+    share = None
+    for attempt in range(_ATTEMPTS):
+        time.sleep(attempt * _PAUSE_S)
+        evict(paths)
+        share = resident_share(paths)
+        if share is None or share <= COLD_SHARE:
+            break
+    return share
 
 
 def _let_go_of_mapped(paths: Sequence[Path]) -> None:

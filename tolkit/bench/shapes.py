@@ -1,4 +1,4 @@
-"""The models a benchmark runs: the paper's presets, or twins of a user's model; what they must read.
+"""The models a benchmark runs, the paper's or twins of a user's, and what each must read.
 
 V vocabulary, L layers, D hidden, K FFN inner size.
 """
@@ -77,7 +77,9 @@ def preset_config(
     return _changed(config, layers, positions)
 
 
-def twin_config(like: ModelConfig, architecture: str, *, positions: int | None = None) -> ModelConfig:
+def twin_config(
+    like: ModelConfig, architecture: str, *, positions: int | None = None
+) -> ModelConfig:
     """`like` with another architecture: K is kept in sum, as in the paper's presets.
 
     Raises:
@@ -88,7 +90,7 @@ def twin_config(like: ModelConfig, architecture: str, *, positions: int | None =
     context = {"dense": inner, "memory": 0}.get(kind, round((beta or 0) * like.hidden_size / 3))
     config = dataclasses.replace(
         like,
-        architecture=kind,
+        architecture=kind,  # type: ignore[arg-type]  # checked in _parted
         intermediate_size=context,
         memory_intermediate_size=0 if kind == "dense" else max(1, inner - context),
         context_mlp_type="swiglu",

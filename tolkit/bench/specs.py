@@ -9,14 +9,15 @@ from tolkit.bench.generated import CODECS
 from tolkit.bench.policies import SIMULATED
 from tolkit.bench.shapes import ARCHITECTURES
 from tolkit.errors import UsageError
+from tolkit.model import ModelConfig
 from tolkit.model.presets import PRESETS
 from tolkit.runtime import TABLE_PLACES
 
-__all__ = ["POLICIES", "STATES", "DecodeSpec", "LookupSpec", "ReplaySpec"]
+__all__ = ["BATCHES", "POLICIES", "STATES", "DecodeSpec", "LookupSpec", "ReplaySpec"]
 
 STATES = ("cold", "warm")
 POLICIES = ("seeded", "lru", *SIMULATED)
-DEFAULT_TABLE_BYTES = 32 << 20
+BATCHES = (1, 64, 1024, 4096)
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class DecodeSpec:
 
     Attributes:
         inputs: checkpoints and bundles with weights of their own.
-        preset: shape of the random models; None: that of the first input, or ``tiny``.
+        preset: shape of the random models; None: that of `like`, the first input, or ``tiny``.
+        like: a model whose shape they have.
         architectures: random models, of `tolkit.bench.shapes.ARCHITECTURES`; empty: all, or none
             beside inputs.
         tables: where rows of each model with tables lie, one variant each.
@@ -34,7 +36,8 @@ class DecodeSpec:
         tokens: decoded in a round. rounds: of each variant, interleaved; one more is not counted.
         dtype: of weights and activations.
         codec: of generated tables.
-        max_table_bytes: of the row cache, for tables on disk.
+        max_table_bytes: of the row cache, for tables on disk; None: a hundredth of the weights,
+            but room for 64 records.
         cold: put the records out of the page cache before each round.
         threads: of torch; None: its own choice.
         work: folder for generated tables, kept; None: a temporary one.
@@ -42,6 +45,7 @@ class DecodeSpec:
 
     inputs: tuple[Path, ...] = ()
     preset: str | None = None
+    like: ModelConfig | None = None
     architectures: tuple[str, ...] = ()
     tables: tuple[str, ...] = ("disk",)
     layers: int | None = None
@@ -52,7 +56,7 @@ class DecodeSpec:
     dtype: str = "bfloat16"
     device: str = "auto"
     codec: str = "nf4"
-    max_table_bytes: int = DEFAULT_TABLE_BYTES
+    max_table_bytes: int | None = None
     cold: bool = False
     threads: int | None = None
     work: Path | None = None
@@ -80,7 +84,7 @@ class LookupSpec:
     """Look-ups of random tokens in one bundle.
 
     Attributes:
-        batches: distinct tokens a call.
+        batches: distinct tokens a call; empty: those of `BATCHES` the bundle has rows for.
         tables: places to look up from; for disk, in each of `states`.
         states: ``cold`` (records put out of the page cache before each call, no row cache) and
             ``warm`` (all records in the page cache, where they have room).
@@ -89,7 +93,7 @@ class LookupSpec:
     """
 
     bundle: Path
-    batches: tuple[int, ...] = (1, 64, 1024, 4096)
+    batches: tuple[int, ...] = ()
     tables: tuple[str, ...] = TABLE_PLACES
     states: tuple[str, ...] = STATES
     repeats: int = 9
@@ -103,7 +107,7 @@ class LookupSpec:
         _require_known("state", self.states, STATES)
         for name in ("repeats", "threads"):
             _require_at_least(name, getattr(self, name), 1)
-        if not self.batches or min(self.batches) < 1:
+        if min(self.batches, default=1) < 1:
             raise UsageError(f"batch: expected numbers of at least 1, got {list(self.batches)}")
 
 
@@ -114,7 +118,8 @@ class ReplaySpec:
     Attributes:
         data: text, as `tolkit.data.read_documents` takes it.
         cache_bytes: sizes of the cache, the runtime's bookkeeping counted.
-        policies: of `POLICIES`; ``seeded`` and ``lru`` are run, the others simulated.
+        policies: of `POLICIES`; ``seeded`` and ``lru`` are run, the others simulated. Empty: what
+            is run, ``seeded`` only where token counts are known.
         states: of the page cache before a run.
         limit_tokens: only about the first so many tokens.
         read_latency_s, read_bytes_per_s: of the disk to predict for.
@@ -124,7 +129,7 @@ class ReplaySpec:
     bundle: Path
     data: tuple[str, ...]
     cache_bytes: tuple[int, ...] = (1 << 20, 16 << 20, 256 << 20)
-    policies: tuple[str, ...] = ("seeded", "lru")
+    policies: tuple[str, ...] = ()
     states: tuple[str, ...] = ("warm",)
     limit_tokens: int | None = None
     read_latency_s: float = 100e-6
@@ -135,7 +140,7 @@ class ReplaySpec:
         _require_known("policy", self.policies, POLICIES)
         _require_known("state", self.states, STATES)
         _require_at_least("limit_tokens", self.limit_tokens, 1)
-        for name in ("data", "cache_bytes", "policies", "states"):
+        for name in ("data", "cache_bytes", "states"):
             if not getattr(self, name):
                 raise UsageError(f"{name}: there is none")
         if self.read_latency_s < 0 or self.step_s < 0:

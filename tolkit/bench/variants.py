@@ -6,7 +6,7 @@ V vocabulary, L layers, D hidden.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +25,14 @@ from tolkit.runtime.memory import anonymous_bytes
 from tolkit.runtime.rows import TableRows, open_table_rows
 from tolkit.sources import is_bundle
 from tolkit.tables import bundle_decoder
+from tolkit_formats.frame_plan import least_cache_bytes
+from tolkit_formats.frames import Frames
 from tolkit_formats.reader import Bundle, open_bundle
 
 __all__ = ["Variant", "loaded_variants"]
 
 _MEMINFO = Path("/proc/meminfo")
+_LEAST_RECORDS = 64
 _DEVICE_TABLES = ("host", "device")
 
 
@@ -119,14 +122,13 @@ def _plans(spec: DecodeSpec, dtype: torch.dtype) -> list[_Plan]:
 def _input_plans(path: Path, spec: DecodeSpec, dtype: torch.dtype) -> list[_Plan]:
     """A bundle once a place; a checkpoint once, its FFNs computed."""
     name = path.resolve().name
+    config = _input_config(path)
     if not is_bundle(path):
-        config = checkpoint_tensors(path).config
         weights_bytes = _weights_bytes(config, dtype, with_ffn=True)
         place = "ffn" if config.has_tables else ""
         return [_Plan(name, _named(config), place, config, path, weights_bytes)]
-    bundle = open_bundle(path)
-    config = ModelConfig.from_json(bundle.config(), f"{path}/config.json")
     weights_bytes = _weights_bytes(config, dtype, with_ffn=False)
+    table_bytes_ = open_bundle(path).table_bytes
     return [
         _Plan(
             name,
@@ -134,29 +136,33 @@ def _input_plans(path: Path, spec: DecodeSpec, dtype: torch.dtype) -> list[_Plan
             place,
             config,
             path,
-            weights_bytes + (bundle.table_bytes if place in _DEVICE_TABLES else 0),
+            weights_bytes + (table_bytes_ if place in _DEVICE_TABLES else 0),
         )
         for place in spec.tables
     ]
 
 
 def _generated_config(spec: DecodeSpec, architecture: str) -> ModelConfig:
-    if spec.inputs and spec.preset is None:
-        if spec.layers is not None or spec.vocab_size is not None:
-            raise UsageError("layers, vocab_size: are those of the input", hint="or name --preset")
-        path = spec.inputs[0]
-        if is_bundle(path):
-            like = ModelConfig.from_json(open_bundle(path).config(), f"{path}/config.json")
-        else:
-            like = checkpoint_tensors(path).config
-        return twin_config(like, architecture, positions=spec.context)
-    return preset_config(
-        spec.preset or "tiny",
-        architecture,
-        layers=spec.layers,
-        vocab_size=spec.vocab_size,
-        positions=spec.context,
-    )
+    like = spec.like
+    if like is None and spec.inputs and spec.preset is None:
+        like = _input_config(spec.inputs[0])
+    if like is None:
+        return preset_config(
+            spec.preset or "tiny",
+            architecture,
+            layers=spec.layers,
+            vocab_size=spec.vocab_size,
+            positions=spec.context,
+        )
+    if spec.layers is not None or spec.vocab_size is not None:
+        raise UsageError("layers: as the vocabulary, that of the input", hint="or name --preset")
+    return twin_config(like, architecture, positions=spec.context)
+
+
+def _input_config(path: Path) -> ModelConfig:
+    if is_bundle(path):
+        return ModelConfig.from_json(open_bundle(path).config(), f"{path}/config.json")
+    return checkpoint_tensors(path).config
 
 
 def _loaded(
@@ -182,7 +188,9 @@ def _loaded(
         model = load_checkpoint(plan.path, dtype=dtype, device=device).eval()
     rows = None
     if bundle is not None:
-        ceiling = spec.max_table_bytes if plan.tables == "disk" else None
+        ceiling = None
+        if plan.tables == "disk":
+            ceiling = spec.max_table_bytes or _cache_bytes(bundle, model)
         rows = open_table_rows(
             bundle, plan.tables, device=device, dtype=dtype, max_table_bytes=ceiling
         )
@@ -199,6 +207,13 @@ def _loaded(
         anonymous_bytes=anonymous,
         device_bytes=on_device,
     )
+
+
+def _cache_bytes(bundle: Bundle, model: Decoder) -> int:
+    """A row cache that hardly weighs beside the model."""
+    records = sum(Frames.frame_bytes(tier.stride) for tier in bundle.manifest.tiers)
+    weights_bytes = sum(p.nbytes for p in model.parameters())
+    return max(weights_bytes // 100, least_cache_bytes(bundle) + (_LEAST_RECORDS - 1) * records)
 
 
 class _Held:
