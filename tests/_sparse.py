@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tolkit_formats import Manifest
+from tolkit_formats import BundleWriter, Manifest
 from tolkit_formats.codecs import codec_from_json
 from tolkit_formats.digests import json_digest
 from tolkit_formats.manifest import (
@@ -23,7 +23,7 @@ from tolkit_formats.manifest import (
     LayerStatus,
     Sources,
 )
-from tolkit_formats.records import lay_out
+from tolkit_formats.records import Tier, lay_out
 from tolkit_formats.strict_json import canonical
 from tolkit_formats.tensorfile import header_bytes, write_tensors
 
@@ -66,3 +66,58 @@ def write_sparse(
     }
     (path / "tol.json").write_bytes(replace(manifest, files=listed).to_bytes()[0])
     return path
+
+
+def write_drawn(
+    path: Path, codec: Mapping[str, Any], *, vocab_size: int, num_layers: int, hidden_size: int
+) -> Path:
+    """A real bundle of drawn bytes, every layer with its own basis; returns `path`."""
+    rng = np.random.default_rng(0)
+    stored = codec_from_json(codec, hidden_size)
+    tier = lay_out([(layer, stored) for layer in range(num_layers)], vocab_size)
+    config = {"model_type": "memoryllm", "vocab_size": vocab_size}
+    digest = "0" * 64
+    manifest = Manifest(
+        vocab_size=vocab_size,
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        layers=(LayerStatus("kept"),) * num_layers,
+        tiers=(tier,),
+        encoding=Encoding(False, tuple(range(num_layers))),
+        sources=Sources(
+            digest, None, json_digest(config), (LayerDigests(digest, digest),) * num_layers
+        ),
+        files={},
+        history=(HistoryEntry("build", {}, None, "drawn"),),
+    )
+    with BundleWriter(path, fingerprint="drawn") as writer:
+        writer.put_file("config.json", canonical(config))
+        writer.put_tensors("backbone.safetensors", {"w": ("F32", np.zeros(2, np.float32))})
+        with writer.open_shard(tier, 0) as out:
+            for first in range(0, vocab_size, 512):
+                rows = min(512, vocab_size - first)
+                out.write(_drawn_records(rng, tier, rows))
+        shared = {
+            f"layer.{layer}.{name}": (dtype, _drawn_array(rng, dtype, shape))
+            for layer in range(num_layers)
+            for name, (dtype, shape) in stored.shared_shapes().items()
+        }
+        if shared:
+            writer.put_tensors("tables/bases.safetensors", shared)
+        writer.publish(manifest)
+    return path
+
+
+def _drawn_records(rng: np.random.Generator, tier: Tier, rows: int) -> np.ndarray:
+    """Bytes below 64: as scales or values they are finite, as codes they are allowed."""
+    records = np.zeros((rows, tier.stride), np.uint8)
+    drawn = rng.integers(16, 60, (rows, tier.payload_bytes), dtype=np.uint8)
+    records[:, : tier.payload_bytes] = drawn
+    return records
+
+
+def _drawn_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    if dtype == "U8":
+        return rng.integers(0, 200, shape, dtype=np.uint8)
+    values = np.sort(rng.uniform(0.01, 0.1, shape), axis=-1)
+    return values.astype({"F16": np.float16, "F32": np.float32}[dtype])

@@ -5,8 +5,8 @@
 
 Makes a bundle of V 128,256, L 24, D 2048 in sparse files (12.6 GB in f16, a few MB of disk) and
 asks `open_table_rows(..., "disk")` for random tokens in batches of 1 to 2,048, each in a process
-of its own, touching every layer's rows as a decoder does. RssAnon is sampled every millisecond: mapped and cached file pages
-are left out. Baseline: after imports, before the bundle is opened.
+of its own, touching every layer's rows as a decoder does. RssAnon is sampled every millisecond:
+mapped and cached file pages are left out. Baseline: after imports, before the bundle is opened.
 
 Target: peak <= baseline + cache + 64 MiB.
 """

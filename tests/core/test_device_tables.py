@@ -93,7 +93,7 @@ def test_a_token_without_a_record(tmp_path: Path) -> None:
     assert bundle.slot_of_token is not None
     slots_V = bundle.slot_of_token.copy()
     slots_V[7] = NO_SLOT
-    bundle.__dict__["slot_of_token"] = slots_V
+    bundle._folder.__dict__["slot_of_token"] = slots_V
     tables = DeviceTables(bundle, CPU)
     with pytest.raises(BundleError, match="token id 7 has no record"):
         tables.rows(torch.tensor([1, 7]))

@@ -18,8 +18,7 @@ from _pico import pico_checkpoint, pico_ids, pico_model
 
 from tolkit.build import build
 from tolkit.errors import BundleError, ResourceError, UsageError
-from tolkit.runtime import TABLE_PLACES, TableRows, open_table_rows
-from tolkit.runtime import disk, planes
+from tolkit.runtime import TABLE_PLACES, TableRows, disk, open_table_rows, planes
 from tolkit.runtime.decoded import DecodedRows
 from tolkit_formats import Bundle, open_bundle
 from tolkit_formats.frame_plan import least_cache_bytes

@@ -71,6 +71,15 @@ def test_ties_at_the_border_of_top_k_stay() -> None:
     assert torch.equal(filtered(given_BV, spec), theirs(spec, given_BV))
 
 
+@pytest.mark.parametrize("top_p", [0.25, 0.5, 0.75])
+def test_the_token_that_reaches_top_p_exactly_is_the_last(top_p: float) -> None:
+    spec = GenerateSpec(top_p=top_p)
+    even_BV = torch.zeros(1, 4)
+    kept = int(torch.isfinite(filtered(even_BV, spec)).sum())
+    assert kept == 4 * top_p
+    assert kept == int(torch.isfinite(theirs(spec, even_BV)).sum())
+
+
 def test_top_p_looks_past_its_first_candidates() -> None:
     flat_BV = scores(4, 5000) / 100  # nearly uniform: the mass lies in thousands of tokens
     peaked_BV = scores(4, 5000) * 10

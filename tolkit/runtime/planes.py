@@ -18,7 +18,7 @@ from tolkit_formats.records import Tier
 __all__ = ["TierRecords", "decoded_planes", "spread_planes"]
 
 _AT_ONCE_BYTES = 4 << 20
-_PART_BYTES = 1 << 20
+_PART_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,11 @@ def _one_layer(
     hidden_size: int,
 ) -> Tensor:
     """Rows of one layer, decoded some at a time: what is computed on the way stays small."""
-    rows_nD = torch.empty((len(ids_n), hidden_size), dtype=decoder.dtype, device=decoder.device)
     step = max(1, _PART_BYTES // (4 * hidden_size))
+    if len(pieces) == 1 and pieces[0].where is None and len(ids_n) <= step:
+        plane_nB = pieces[0].plane(place, slice(None))
+        return decoder.decode_plane(pieces[0].tier, place, plane_nB, ids_n)
+    rows_nD = torch.empty((len(ids_n), hidden_size), dtype=decoder.dtype, device=decoder.device)
     for piece in pieces:
         count = len(ids_n) if piece.where is None else len(piece.where)
         for first in range(0, count, step):

@@ -107,7 +107,9 @@ class RecordDecoder:
             `dtype` [n, D].
         """
         (decoder,) = [decoder for decoder in self._tiers[tier] if place in decoder.places]
-        rows_nD = decoder.plane(decoder.places.index(place), _aligned(plane_nB))
+        if plane_nB.stride(-1) != 1 or plane_nB.stride(0) % 4 or plane_nB.storage_offset() % 4:
+            plane_nB = _aligned(plane_nB)
+        rows_nD = decoder.plane(decoder.places.index(place), plane_nB)
         if place in self._predictors:
             unit_nD = unit_rows(self._embedding_VD.index_select(0, ids_n))
             rows_nD = rows_nD + unit_nD @ self._predictors[place].T

@@ -123,10 +123,10 @@ def filtered(scores_BV: Tensor, spec: GenerateSpec) -> Tensor:
 def _nucleus(scores_BV: Tensor, top_p: float) -> Tensor:
     """The likeliest tokens of each row until `top_p` is reached, the one that reaches it too."""
     width = scores_BV.shape[-1]
-    total_B1 = scores_BV.logsumexp(-1, keepdim=True)
+    probabilities_BV = torch.softmax(scores_BV, -1, dtype=torch.float64)
     for count in (min(_CANDIDATES, width), width):
         best_BC, ids_BC = torch.topk(scores_BV, count, dim=-1)
-        probabilities_BC = (best_BC - total_B1).double().exp()
+        probabilities_BC = probabilities_BV.gather(-1, ids_BC)
         before_BC = probabilities_BC.cumsum(-1) - probabilities_BC
         if count == width or bool((before_BC[:, -1] >= top_p).all()):
             break
