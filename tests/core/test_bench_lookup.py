@@ -72,7 +72,7 @@ def test_the_gather_takes_the_readers_bytes(tmp_path: Path) -> None:
     tokens = torch.arange(bundle.vocab_size).numpy()
     if slots_V is not None:
         tokens = tokens[slots_V < bundle.manifest.num_rows]
-    gathered, read = _gathered(bundle)(tokens), _read(bundle, tokens)
+    gathered, read = _gathered(bundle)(tokens)(), _read(bundle, tokens)
     assert sum(len(part) for part in gathered) == len(tokens)
     assert [part.tobytes() for part in gathered] == [part.tobytes() for part in read]
 

@@ -38,7 +38,8 @@ class DecodeResult:
         weights_bytes: the model's parameters in fast memory. tables_bytes: the most its source of
             rows may hold of the tables there. memory_ratio: of the two together.
         cache_bytes: keys and values of all positions, as held.
-        anonymous_bytes: this process's memory, no file's, that loading it and its rounds took.
+        anonymous_bytes: this process's memory, no file's, that loading it and its first round
+            added; small models may fit into what was taken before.
         device_bytes: the same of torch's on a GPU.
         read_bytes: weights read a token; table_read_bytes: measured bytes of tables read a token.
         bound: read_bytes over the first variant's; bound_with_cache: keys and values counted,

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -40,7 +41,8 @@ _AGAIN = "cached"
 
 _Ids = npt.NDArray[np.int64]
 _Way = tuple[str, str]
-_LookUp = Callable[[_Ids], Any]
+_LookUp = Callable[[_Ids], Callable[[], Any]]
+"""Given ids, what to time."""
 
 
 @dataclass(frozen=True)
@@ -138,12 +140,13 @@ def _measured(
             ids = np.sort(random.choice(tokens, batch, replace=False)).astype(np.int64)
             for way in ways:
                 if state == "warm" and way[0] in _BARE:
-                    ways[way](ids)  # mapped and checked once before anything is timed
-            for way, look_up in ways.items():
+                    ways[way](ids)()  # mapped and checked once before anything is timed
+            for way, prepared in ways.items():
+                look_up = prepared(ids)
                 resident[way] = make_cold(paths) if state == "cold" else share
                 _wait(device)
                 started_s = time.perf_counter()
-                look_up(ids)
+                look_up()
                 _wait(device)
                 if repeat:
                     times[way].append(time.perf_counter() - started_s)
@@ -170,7 +173,7 @@ def _ways(
     ways: dict[_Way, _LookUp] = {}
     if bundle.manifest.coding is None:
         ways[GATHER, state] = _gathered(bundle)
-    ways[_READER, state] = lambda ids: _read(bundle, ids)
+    ways[_READER, state] = lambda ids: partial(_read, bundle, ids)
     dtype = pick_dtype(spec.dtype)
     for place in spec.tables:
         if place != "disk" and state == "cold" and "warm" in spec.states:
@@ -187,7 +190,7 @@ def _ways(
 
 
 def _gathered(bundle: Bundle) -> _LookUp:
-    """A bare gather of record bytes on the mapped shards, nothing checked."""
+    """A bare gather of record bytes on the mapped shards: places known, nothing checked."""
     mapped: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
     for tier in bundle.manifest.tiers:
         for shard in range(tier.num_shards):
@@ -196,18 +199,18 @@ def _gathered(bundle: Bundle) -> _LookUp:
             data = files.map_bytes(path, random_access=True)[info.start : info.end]
             mapped[tier.index, shard] = data.reshape(tier.shard_rows(shard), tier.stride)
 
-    def gather(ids: _Ids) -> Any:
+    def prepared(ids: _Ids) -> Callable[[], Any]:
         slots = bundle.slots_of(ids)
-        found = []
+        parts = []
         for tier, where in bundle.by_tier(slots):
             rows = slots[where] - tier.first_slot
             shards = rows // tier.rows_per_shard
             for shard in np.unique(shards).tolist():
                 own = rows[shards == shard] - shard * tier.rows_per_shard
-                found.append(mapped[tier.index, shard].take(own, axis=0))
-        return found
+                parts.append((mapped[tier.index, shard], own))
+        return lambda: [records.take(rows, axis=0) for records, rows in parts]
 
-    return gather
+    return prepared
 
 
 def _read(bundle: Bundle, ids: _Ids) -> Any:
@@ -223,7 +226,7 @@ def _fetched(rows: TableRows) -> _LookUp:
         for plane_nD in rows.fetch(torch.from_numpy(ids)):
             del plane_nD
 
-    return fetch
+    return lambda ids: partial(fetch, ids)
 
 
 def _wait(device: torch.device) -> None:
