@@ -61,7 +61,7 @@ def static_hits(rows: Sequence[int], frames: int) -> int:
 def optimal_hits(rows: Sequence[int], frames: int) -> int:
     """Hits of a cache that knows the future (Belady): it gives up what is needed last.
 
-    No policy that must take in each row it reads has more.
+    No policy that takes in each row it reads and begins empty, as this one does, has more.
     """
     following = [len(rows)] * len(rows)
     latest: dict[int, int] = {}

@@ -38,6 +38,7 @@ WARM_SHARE = 0.99
 
 _MAPS = Path("/proc/self/maps")
 _ATTEMPTS = 6
+_READINGS = 3
 _PAUSE_S = 0.02
 _READ_BYTES = 4 << 20
 _PART_BYTES = 1 << 30
@@ -119,17 +120,19 @@ def make_cold(paths: Sequence[Path]) -> float:
 
 
 def make_warm(paths: Sequence[Path]) -> float | None:
-    """Read files to their end; the share then in memory, None where the system does not tell.
+    """Read files that are not in memory; the share then there, None where it is not known.
 
     Raises:
         ResourceError: less than `WARM_SHARE` stayed.
     """
-    buffer = bytearray(_READ_BYTES)
-    for path in paths:
-        with operation("read", path), path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
     share = resident_share(paths)
+    for _ in range(_READINGS):
+        if share is not None and share >= WARM_SHARE:
+            return share
+        _read_through(paths)
+        share = resident_share(paths)
+        if share is None:
+            return None
     if share is not None and share < WARM_SHARE:
         raise ResourceError(
             f"{paths[0].parent}: {100 * share:.1f} % of the records stay in memory after they were "
@@ -137,6 +140,14 @@ def make_warm(paths: Sequence[Path]) -> float | None:
             hint="free memory, or measure cold: --state cold",
         )
     return share
+
+
+def _read_through(paths: Sequence[Path]) -> None:
+    buffer = bytearray(_READ_BYTES)
+    for path in paths:
+        with operation("read", path), path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
 
 
 def _evicted_share(paths: Sequence[Path]) -> float | None:
