@@ -55,8 +55,8 @@ def show_lookup(out: Output, report: LookupReport) -> None:
     out.text()
     out.table("lookups", _LOOKUP_COLUMNS, [vars(result) for result in report.results], leading=3)
     out.text()
-    out.text("Disk, host and device give decoded rows, the others bytes. Ratios are to the bare")
-    out.text("gather of the same tokens in the same state.")
+    out.text("Disk, host and device give decoded rows, the others bytes as stored. Ratios: bytes")
+    out.text("given a second over those of the bare gather of the same tokens and state.")
     rates = [r.rows_per_s for r in report.results if r.rows_per_s is not None]
     out.quiet_value(max(rates))
 

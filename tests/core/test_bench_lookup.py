@@ -42,6 +42,7 @@ def test_every_way_in_every_state(tmp_path: Path) -> None:
             assert result.decoded_bytes_per_s == pytest.approx(result.rows_per_s * row_bytes)
         expected = {"cold": 0, "warm": 1}.get(result.state)
         assert result.resident_before == expected
+        assert result.ratio is not None and result.ratio > 0
         if result.what == "memmap gather":
             assert result.ratio == 1
     assert (report.record_bytes, report.table_bytes) == (tier.stride, bundle.table_bytes)

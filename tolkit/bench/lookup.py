@@ -59,7 +59,8 @@ class LookupResult:
         batch: distinct tokens a call.
         rows_per_s, bytes_per_s: by the median call; bytes as stored. decoded_bytes_per_s: of the
             rows that came of it.
-        ratio: median of the ratios to a gather of the same tokens in the same state.
+        ratio: bytes given a second (decoded where rows are) over those of a gather of the same
+            tokens in the same state, the median.
         resident_before: share of the records in the page cache before the last call.
     """
 
@@ -151,17 +152,19 @@ def _measured(
                 if repeat:
                     times[way].append(time.perf_counter() - started_s)
     bare = times.get((GATHER, state))
+    record_bytes = _record_bytes(bundle)
+    decoded_bytes = len(bundle.layer_ids) * bundle.hidden_size * pick_dtype(spec.dtype).itemsize
     for (what, label), found in times.items():
         rate = batch / median(found)
-        decoded = len(bundle.layer_ids) * bundle.hidden_size * pick_dtype(spec.dtype).itemsize
+        gain = 1.0 if what in _BARE else decoded_bytes / record_bytes
         yield LookupResult(
             what=what,
             state=label,
             batch=batch,
             rows_per_s=rate,
-            bytes_per_s=rate * _record_bytes(bundle),
-            decoded_bytes_per_s=None if what in _BARE else rate * decoded,
-            ratio=median(a / b for a, b in zip(bare, found, strict=True)) if bare else None,
+            bytes_per_s=rate * record_bytes,
+            decoded_bytes_per_s=None if what in _BARE else rate * decoded_bytes,
+            ratio=median(gain * a / b for a, b in zip(bare, found, strict=True)) if bare else None,
             resident_before=resident[what, label] if label in STATES else None,
         )
 
