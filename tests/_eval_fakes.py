@@ -9,7 +9,9 @@ import torch
 from _pico import pico_model, pico_tokenizer_files
 
 from tolkit.data import Document, Tokenizer
+from tolkit.evaluate import EvalResult, Runnable, Windows, evaluate
 from tolkit.model import Decoder, FfnRows, RowSource
+from tolkit.progress import SilentProgress
 
 LETTERS = "the cat sat on a mat, and who are you to say it did not? Well then: 42 times 7.\n"
 
@@ -74,3 +76,11 @@ def pico_pair(noise: float = 0.05, **overrides: object) -> tuple[FakeRunnable, F
     reference = FakeRunnable(model, None, tokenizer)
     candidate = FakeRunnable(model, NoisyRows(model, noise), tokenizer, "bundle", "1" * 64)
     return reference, candidate
+
+
+def run_evaluation(
+    candidates: Sequence[Runnable], reference: Runnable | None, windows: Windows, **options: object
+) -> list[EvalResult]:
+    """`evaluate` on the CPU, without progress unless `options` say otherwise."""
+    settings = {"device": "cpu", "progress": SilentProgress(), **options}
+    return evaluate(candidates, reference, windows, **settings)  # type: ignore[arg-type]

@@ -13,16 +13,18 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from _bands import write_bands
 from _coded import write_coded
+from _drawn_tables import DrawnBundle, shapes_of_codecs
 from _nano import ALL_CODECS, FP4, INT4, INT8, NF4, RAW_BF16, RAW_F16, RAW_F32, svd, write_nano
 
 from tolkit.runtime.device_tables import DeviceTables
 from tolkit_formats import open_bundle
+from tolkit_formats.reader import Bundle
 
 GOLDEN = Path(__file__).parent / "golden"
 FLOAT32, BFLOAT16, FLOAT16 = torch.float32, torch.bfloat16, torch.float16
@@ -31,6 +33,11 @@ SVDS = (
     svd(2, RAW_BF16), svd(5, RAW_F32), svd(6, FP4), NF4,
 )  # fmt: skip
 FOUR_BIT = (NF4, INT4, FP4, {"name": "nf4", "group_size": 32}, {"name": "fp4", "group_size": 128})
+
+
+def _drawn(label: str) -> Callable[[Path], DrawnBundle]:
+    codec = shapes_of_codecs(40)[label]
+    return lambda folder: DrawnBundle(codec, vocab_size=30, num_layers=2)
 
 
 def _nano(*codecs: Any, width: int, counts: bool = True) -> Callable[[Path], Path]:
@@ -42,7 +49,7 @@ def _nano(*codecs: Any, width: int, counts: bool = True) -> Callable[[Path], Pat
     return write
 
 
-WRITERS: dict[str, Callable[[Path], Path]] = {
+WRITERS: dict[str, Callable[[Path], Path | DrawnBundle]] = {
     "every codec": _nano(*ALL_CODECS, width=24),
     "odd width": _nano(*ALL_CODECS, width=65),
     "slot is id": _nano(INT8, RAW_F16, width=24, counts=False),
@@ -52,6 +59,8 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "ranks": _nano(*SVDS, width=24),
     "three tiers, rotation, predictors": lambda folder: write_bands(folder / "b.tol").path,
     "symbols": lambda folder: write_coded(folder / "c.tol").path,
+    "two symbols": _drawn("steps in two symbols"),
+    "two symbols rotated": _drawn("steps hadamard"),
     "symbols rotated": lambda folder: write_coded(folder / "c.tol", hadamard=True).path,
 }
 for golden in sorted(GOLDEN.glob("v1.*/*.tol")):
@@ -68,7 +77,7 @@ TALL = {"ranks", "three tiers, rotation, predictors", "symbols"}
 
 
 def figures(
-    path: Path, device: torch.device, dtype: torch.dtype, counts: Sequence[int]
+    made: Path | DrawnBundle, device: torch.device, dtype: torch.dtype, counts: Sequence[int]
 ) -> dict[str, Any]:
     """How far the kernels are from torch on one bundle, asked for so many rows.
 
@@ -76,7 +85,7 @@ def figures(
         equal: all bits are torch's; worst: largest error over the row's norm; missing: ids out of
         range gave NaN and only those.
     """
-    bundle = open_bundle(path)
+    bundle = open_bundle(made) if isinstance(made, Path) else cast(Bundle, made)
     ids = torch.from_numpy(np.random.default_rng(3).integers(0, bundle.vocab_size, max(counts))).to(
         device
     )
@@ -100,7 +109,7 @@ def figures(
 
 def run_case(name: str, folder: Path, device: torch.device) -> dict[str, Any]:
     """Figures of a case in every dtype: dtype -> `figures`. The interpreter is given less."""
-    path = WRITERS[name](folder)
+    made = WRITERS[name](folder)
     few = (0, 5) if name in EXACT else (1, 17)
     counts: dict[torch.dtype, Sequence[int]] = {FLOAT32: few, BFLOAT16: (5,), FLOAT16: (5,)}
     if device.type == "cuda":
@@ -109,7 +118,7 @@ def run_case(name: str, folder: Path, device: torch.device) -> dict[str, Any]:
         counts[FLOAT32] = (65,)
     elif name.startswith("golden"):
         counts = {FLOAT32: few}
-    return {str(dtype): figures(path, device, dtype, of_it) for dtype, of_it in counts.items()}
+    return {str(dtype): figures(made, device, dtype, of_it) for dtype, of_it in counts.items()}
 
 
 def require(name: str, result: dict[str, Any], *, interpreted: bool) -> None:

@@ -118,6 +118,6 @@ def _drawn_records(rng: np.random.Generator, tier: Tier, rows: int) -> np.ndarra
 
 def _drawn_array(rng: np.random.Generator, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     if dtype == "U8":
-        return rng.integers(0, 200, shape, dtype=np.uint8)
+        return rng.integers(0, 256, shape, dtype=np.uint8) & 0x55  # no packed field is all ones
     values = np.sort(rng.uniform(0.01, 0.1, shape), axis=-1)
     return values.astype({"F16": np.float16, "F32": np.float32}[dtype])

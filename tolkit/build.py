@@ -9,6 +9,7 @@ import torch
 
 from tolkit.bundling import BundleReport, Resources, dry_run, write_bundle
 from tolkit.compress.encode import WORK_ROWS
+from tolkit.compress.keep import keep_rows
 from tolkit.compress.plan import plan_build
 from tolkit.errors import TolError, UsageError
 from tolkit.parallel import one_intra_op_thread
@@ -28,6 +29,7 @@ def build(
     out: str | Path,
     *,
     dtype: str = "f16",
+    keep: str | None = None,
     resources: Resources | None = None,
     dry: bool = False,
     progress: Progress | None = None,
@@ -38,6 +40,8 @@ def build(
         checkpoint: folder with config.json and model.safetensors; never changed.
         out: the NAME.tol folder to create, V x L x D x (2 or 4) bytes and the backbone.
         dtype: of the stored values: f16 (range +-65504), bf16 or f32 (exact).
+        keep: records of the most frequent tokens only, ``5000`` or ``25%``; see
+            `CompressSpec.keep_rows`. Counts must be in the checkpoint.
         dry: report predicted bytes, write nothing.
 
     Returns:
@@ -57,7 +61,11 @@ def build(
             f"{checkpoint}: is a bundle, build takes a checkpoint", hint="use: tol compress"
         )
     source = CheckpointSource(Path(checkpoint))
+    keep_rows(source, keep)
     plan = plan_build(source, dtype)
+    options: dict[str, object] = {"dtype": dtype}
+    if source.num_rows < source.vocab_size:
+        options["keep_rows"] = source.num_rows
     if dry:
         return dry_run(source, plan, command="build")
     report = write_bundle(
@@ -65,7 +73,7 @@ def build(
         plan,
         out,
         command="build",
-        options={"dtype": dtype},
+        options=options,
         weights_V=None,
         resources=resources,
         progress=progress,
@@ -80,9 +88,9 @@ def _check(source: CheckpointSource, path: Path, dtype: str) -> dict[str, float]
     On this thread alone: one run of rows and one layer's weights in memory at a time.
     """
     stored = BundleSource(path)
-    last = (source.vocab_size - 1) // WORK_ROWS
+    last = (source.num_rows - 1) // WORK_ROWS
     spans = [
-        (run * WORK_ROWS, min((run + 1) * WORK_ROWS, source.vocab_size))
+        (run * WORK_ROWS, min((run + 1) * WORK_ROWS, source.num_rows))
         for run in sorted({0, last // 2, last})
     ]
     largest, lost, total = 0.0, 0.0, 0.0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from tolkit import __version__
+from tolkit.bundle_report import BundleReport, LayerReport, layer_reports, nominal_bits_of
 from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
@@ -24,7 +24,8 @@ from tolkit.compress.encode import Shared, encode_rows
 from tolkit.compress.encode_steps import encode_within, named_arrays
 from tolkit.compress.fit_bands import filled_plan, fit_bands
 from tolkit.compress.fit_steps import FilledSteps, StepsFitter
-from tolkit.compress.plan import EncodePlan, PlanePlan, nominal_bits
+from tolkit.compress.keep import partial_of, stored_slots
+from tolkit.compress.plan import EncodePlan
 from tolkit.compress.resolve import WorkingArrays
 from tolkit.parallel import block_pool
 from tolkit.progress import Progress, SilentProgress
@@ -33,9 +34,9 @@ from tolkit_formats import digests, files
 from tolkit_formats.entropy import models_of, tier_coder
 from tolkit_formats.layer_errors import ErrorSums, LayerErrors, rounded
 from tolkit_formats.manifest import Encoding, HistoryEntry, Manifest
+from tolkit_formats.partial import FFN_FILE, ffn_layers
 from tolkit_formats.rans import RowCoder
 from tolkit_formats.reader import shared_name
-from tolkit_formats.tensorfile import ITEM_BYTES
 from tolkit_formats.writer import BundleWriter, require_absent
 
 __all__ = ["BundleReport", "LayerReport", "Resources", "dry_run", "write_bundle"]
@@ -54,43 +55,6 @@ class Resources:
     threads: int | None = None
     force: bool = False
     restart: bool = False
-
-
-@dataclass(frozen=True)
-class LayerReport:
-    """What became of one layer.
-
-    The errors are those of the manifest (tolkit_formats.layer_errors); None where they are not
-    known: after a dry run, and of planes copied from a bundle that does not say.
-    """
-
-    layer: int
-    status: str
-    into: int | None = None
-    codec: Mapping[str, object] | None = None
-    bytes_per_token: float = 0
-    shared_bytes: int = 0
-    relative_error: float | None = None
-    running_sum_error: float | None = None
-
-
-@dataclass(frozen=True)
-class BundleReport:
-    """What a command wrote. `path` is None after a dry run; bytes are then predictions."""
-
-    command: str
-    source: Path
-    path: Path | None
-    identity: str | None
-    layers: tuple[LayerReport, ...]
-    table_bytes: int
-    bundle_bytes: int | None
-    bits_per_value: float
-    nominal_bits_per_value: float
-    elapsed_s: float
-    resumed: bool = False
-    warnings: tuple[str, ...] = ()
-    checks: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_bundle(
@@ -124,6 +88,7 @@ def write_bundle(
     origin = source.sources()
     step = HistoryEntry(command, options, source.identity, f"tolkit {__version__}")
     weights = None if weights_V is None else row_weights(weights_V)[_token_of_slot(source)]
+    partial_tables, slots_V = partial_of(source), stored_slots(source)
     fingerprint = digests.json_digest(
         {
             "step": {"command": command, "options": dict(options), "tool": step.tool},
@@ -132,6 +97,9 @@ def write_bundle(
             "embedding": origin.embedding,
             "layers": [[d.norm, d.ffn] for d in origin.layers],
             "weights": _counts_digest(weights_V),
+            "partial": None
+            if partial_tables is None or slots_V is None
+            else [partial_tables.to_json(), digests.array_digest("U32", slots_V.shape, [slots_V])],
             "bands": None
             if plan.bands is None
             else [asdict(plan.bands), plan.table_bytes, plan.entropy],
@@ -150,7 +118,7 @@ def write_bundle(
     ):
         forget_damaged(writer)
         # First what reads the rest of the source: if that is damaged, hours of encoding are saved.
-        _write_side_files(source, writer)
+        _write_side_files(source, writer, plan)
         require_same_fit = partial(_require_same_fit, source, writer)
         if plan.entropy:
             fitter = StepsFitter(source, plan, weights_V, calibration, writer.work, pool, progress)
@@ -187,6 +155,7 @@ def write_bundle(
             mapped_slots=source.slot_of_token_V is not None,
             predictors=plan.predictors,
             coding=plan.coding,
+            partial=partial_tables,
             combine=source.combine,
             lookup_scale=source.lookup_scale,
             out_of_range=source.out_of_range,
@@ -200,12 +169,13 @@ def write_bundle(
         source=source.path,
         path=destination,
         identity=published.identity,
-        layers=_layer_reports(plan, errors),
+        layers=layer_reports(plan, errors),
         table_bytes=published.table_bytes,
         bundle_bytes=published.bundle_bytes,
         bits_per_value=published.bits_per_value,
-        nominal_bits_per_value=_nominal_bits(plan),
+        nominal_bits_per_value=nominal_bits_of(plan, source.vocab_size),
         elapsed_s=time.monotonic() - started,
+        partial=published.partial,
         resumed=writer.resumed,
         warnings=plan.warnings,
     )
@@ -259,12 +229,13 @@ def dry_run(
         source=source.path,
         path=None,
         identity=None,
-        layers=_layer_reports(plan, ()),
+        layers=layer_reports(plan, ()),
         table_bytes=plan.table_bytes,
         bundle_bytes=None,
         bits_per_value=8 * plan.table_bytes / values,
-        nominal_bits_per_value=_nominal_bits(plan),
+        nominal_bits_per_value=nominal_bits_of(plan, source.vocab_size),
         elapsed_s=0.0,
+        partial=partial_of(source),
         warnings=plan.warnings,
     )
 
@@ -312,7 +283,7 @@ def _require_same_fit(
     fit = digests.json_digest({"planes": plan.to_json(), "arrays": arrays})
     if writer.note("bands") not in (None, fit):
         writer.start_over()
-        _write_side_files(source, writer)
+        _write_side_files(source, writer, plan)
     writer.remember("bands", fit)
 
 
@@ -331,13 +302,16 @@ def _stored_bases(
     return layers
 
 
-def _write_side_files(source: TableSource, writer: BundleWriter) -> None:
+def _write_side_files(source: TableSource, writer: BundleWriter, plan: EncodePlan) -> None:
     """Everything but records, bases, checksums, card and manifest."""
     for name, content in sorted(source.root_files().items()):
         writer.put_file(name, content)
     source.write_backbone(writer.path("backbone.safetensors"))
-    if source.slot_of_token_V is not None:
-        writer.put_tensors("tables/slots.safetensors", {"slots": ("U32", source.slot_of_token_V)})
+    if source.num_rows < source.vocab_size:
+        source.write_ffn(writer.path(FFN_FILE), ffn_layers(plan.statuses))
+    slots_V = stored_slots(source)
+    if slots_V is not None:
+        writer.put_tensors("tables/slots.safetensors", {"slots": ("U32", slots_V)})
     if source.token_counts_V is not None:
         counts = {"token_counts": ("U64", source.token_counts_V)}
         writer.put_tensors("token_counts.safetensors", counts)
@@ -374,63 +348,3 @@ def _layer_errors(
         if errors.known:
             result.append(errors)
     return tuple(result)
-
-
-def _layer_reports(plan: EncodePlan, errors: Sequence[LayerErrors]) -> tuple[LayerReport, ...]:
-    planes = {p.layer: p for p in plan.planes}
-    known = {found.layer: found for found in errors}
-    reports = []
-    for layer, status in enumerate(plan.statuses):
-        plane = planes.get(layer)
-        found = known.get(layer, LayerErrors(layer))
-        figures = (found.relative, found.running_sum)
-        if plane is None:
-            gone = LayerReport(layer, status.status, status.into)
-            reports.append(replace(gone, relative_error=figures[0], running_sum_error=figures[1]))
-            continue
-        reports.append(
-            LayerReport(
-                layer,
-                status.status,
-                None,
-                plane.codec.to_json(),
-                _bytes_per_token(plan, plane),
-                _shared_bytes(plan, plane),
-                *figures,
-            )
-        )
-    return tuple(reports)
-
-
-def _bytes_per_token(plan: EncodePlan, plane: PlanePlan) -> float:
-    """Mean over tokens, where tiers differ."""
-    if plan.coding is not None:
-        return plan.layer_bytes.get(plane.layer, 0.0)  # a plain drop tells planes not apart
-    sizes = [
-        tier.num_rows * sum(codec.segments())
-        for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
-    ]
-    return sum(sizes) / sum(tier.num_rows for tier in plan.tiers)
-
-
-def _shared_bytes(plan: EncodePlan, plane: PlanePlan) -> int:
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for codec in plane.codecs:
-        shapes |= codec.shared_shapes()
-    if plane.layer in plan.predictors:
-        shapes |= plan.predictors[plane.layer].shared_shapes()
-    return sum(math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in shapes.values())
-
-
-def _nominal_bits(plan: EncodePlan) -> float:
-    """Bits of codes alone per original value: what the paper counts (Tables 7 and 8)."""
-    rows = sum(tier.num_rows for tier in plan.tiers)
-    if plan.coding is not None:
-        record_bytes = sum(plan.layer_bytes.values()) or plan.table_bytes / rows
-        return 8 * record_bytes / plan.planes[0].codec.width / len(plan.statuses)
-    total = sum(
-        tier.num_rows * nominal_bits(codec)
-        for plane in plan.planes
-        for tier, codec in zip(plan.tiers, plane.codecs, strict=True)
-    )
-    return total / rows / len(plan.statuses)

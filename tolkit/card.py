@@ -47,6 +47,7 @@ def bundle_card(manifest: Manifest) -> str:
         "what it holds, `tol verify .` checks every byte.",
         "",
         f"- tokens x layers x width: {shape}",
+        *_coverage(manifest),
         f"- error feedback over depth: {'yes' if manifest.encoding.feedback else 'no'}",
         *losses,
         "",
@@ -60,3 +61,14 @@ def bundle_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _coverage(manifest: Manifest) -> list[str]:
+    partial = manifest.partial
+    if partial is None:
+        return []
+    share = "" if partial.covered is None else f", {100 * partial.covered:.2f} % of those counted"
+    return [
+        f"- tokens with a record: {partial.rows:,}{share}; the rows of all others are computed "
+        "from the weights in ffn.safetensors"
+    ]

@@ -29,6 +29,7 @@ from tolkit.model import (
 from tolkit.model.files import expected_shapes, mapped_tensor
 from tolkit.origin import require_same_sources
 from tolkit.runtime.decoded import DecodedRows
+from tolkit.runtime.recompute import RecomputeRows
 from tolkit.sources import CheckpointSource, is_bundle
 from tolkit_formats import digests
 from tolkit_formats.manifest import Sources
@@ -171,13 +172,18 @@ def _from_bundle(path: Path) -> Runnable:
         kind="bundle",
         identity=bundle.identity,
         model=bundle_decoder(bundle),
-        rows=DecodedRows(bundle),
+        rows=_rows_of(bundle),
         tokenizer=bundle_tokenizer(bundle),
         sources=manifest.sources,
         table_bytes=bundle.table_bytes,
         bits_per_value=bundle.bits_per_value,
         healed=any(step.command == "train" for step in manifest.history),
     )
+
+
+def _rows_of(bundle: Bundle) -> RowSource:
+    stored = DecodedRows(bundle)
+    return stored if bundle.manifest.partial is None else RecomputeRows(stored, bundle)
 
 
 def _backbone_dtype(backbone: TensorFile, config: ModelConfig) -> torch.dtype:

@@ -45,7 +45,7 @@ class TablesReport:
     """What `verify_tables` found.
 
     Attributes:
-        num_rows: tokens compared.
+        num_rows: tokens compared: of partial tables those that have a record.
         num_agreeing: recorded figures that were computed anew and agree; 0 for a sample.
     """
 
@@ -90,14 +90,15 @@ def verify_tables(
     sums = [ErrorSums() for _ in range(bundle.num_layers)]
     whole = max_rows is None or max_rows >= bundle.vocab_size
     spans = list(_spans(bundle.vocab_size, None if whole else max_rows))
-    num_rows = sum(stop - first for group in spans for first, stop in group)
+    num_rows = 0
     slots_V = source.slot_of_token_V
     token_of_slot_V = np.arange(source.vocab_size) if slots_V is None else np.argsort(slots_V)
-    with progress.task("compare", num_rows, "rows") as task:
+    planned = sum(stop - first for group in spans for first, stop in group)
+    with progress.task("compare", planned, "rows") as task:
         for group in spans:
             tokens_N = np.concatenate([token_of_slot_V[first:stop] for first, stop in group])
-            _count(bundle, source, group, tokens_N, sums)
-            task.advance(sum(stop - first for first, stop in group))
+            num_rows += _count(bundle, source, group, tokens_N, sums)
+            task.advance(len(tokens_N))
     found = tuple(TableCheck(i, s.relative, s.running_sum) for i, s in enumerate(sums))
     agreeing = _require_recorded(bundle, source, found) if whole else 0
     return TablesReport(bundle.path, source.path, num_rows, agreeing, found)
@@ -126,8 +127,17 @@ def _count(
     spans: list[tuple[int, int]],
     tokens_N: npt.NDArray[np.int64],
     sums: list[ErrorSums],
-) -> None:
-    """Add the rows in the reference's slots `spans`, those of `tokens_N`, to every layer's sums."""
+) -> int:
+    """Add the rows in the reference's slots `spans`, those of `tokens_N`, to every layer's sums.
+
+    Returns:
+        how many of them have a record.
+    """
+    has_record_N = bundle.has_record(tokens_N)
+    if not has_record_N.any():
+        return 0
+    tokens_N = tokens_N[has_record_N]
+    here = torch.from_numpy(np.flatnonzero(has_record_N))
     stored_NLD = torch.from_numpy(bundle.rows(tokens_N))
     kept = {layer: i for i, layer in enumerate(bundle.layer_ids)}
     zero_ND = torch.zeros(len(tokens_N), bundle.hidden_size)
@@ -135,7 +145,7 @@ def _count(
     for layer, status in enumerate(source.statuses):
         if status.status == "kept":
             reader = source.plane(layer)
-            tables[layer] = torch.cat([reader(*span) for span in spans])
+            tables[layer] = torch.cat([reader(*span) for span in spans])[here]
     total_ND, off_ND = zero_ND.clone(), zero_ND.clone()
     for layer, layer_sums in enumerate(sums):
         plane_ND = stored_NLD[:, kept[layer]] if layer in kept else zero_ND
@@ -145,6 +155,7 @@ def _count(
         off_ND += plane_ND - tables.get(layer, zero_ND)
         parts = (own_ND, plane_ND - own_ND, total_ND, off_ND)
         layer_sums.add(ErrorSums(*(squares(part_ND) for part_ND in parts)))
+    return len(tokens_N)
 
 
 def _require_recorded(bundle: Bundle, source: TableSource, found: Sequence[TableCheck]) -> int:

@@ -20,6 +20,7 @@ __all__ = [
     "HadamardOption",
     "JudgeDataOption",
     "JudgeReferenceOption",
+    "KeepRowsOption",
     "MeasuredOption",
     "NoFeedbackOption",
     "PredictOption",
@@ -125,6 +126,16 @@ DropOption = Annotated[
         metavar="LAYERS",
         help="Also leave out layers, folded into a kept neighbour: 3-5,9; or auto:N to choose N "
         "by measuring on --data, auto to try how many pay at this size.",
+    ),
+]
+KeepRowsOption = Annotated[
+    str | None,
+    option(
+        WHAT,
+        "--keep-rows",
+        metavar="N|P%",
+        help="Store only the N most frequent tokens, or P % of all; the others' rows are computed "
+        "from FFN weights kept beside (format 1.2).",
     ),
 ]
 WeightsOption = Annotated[

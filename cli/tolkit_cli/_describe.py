@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tolkit_cli._output import Column
-from tolkit_cli._units import bytes_text, number_text
+from tolkit_cli._output import Column, Output
+from tolkit_cli._units import bytes_text, number_text, percent_text
 
 if TYPE_CHECKING:
     from tolkit_formats import Bundle, Manifest
+    from tolkit_formats.partial import Partial
 
 __all__ = [
     "ERROR_COLUMNS",
@@ -20,6 +21,7 @@ __all__ = [
     "layer_rows",
     "lineage_text",
     "record_bytes",
+    "show_partial",
 ]
 
 ERROR_COLUMNS = (
@@ -71,6 +73,15 @@ def record_bytes(manifest: Manifest) -> list[int]:
         mean = -(-sum(manifest.files[name].size_bytes for name in names) // tier.num_rows)
         sizes.append(mean if tier.coded else tier.stride)
     return sizes
+
+
+def show_partial(out: Output, partial: Partial) -> None:
+    """How many tokens have a record, and what share of counted text they are."""
+    said = f"{partial.rows:,} tokens"
+    if partial.covered is not None:
+        said += f", {percent_text(partial.covered, 2)} of those counted; others from FFN weights"
+    out.field("metrics", "rows", partial.rows, "records", said)
+    out.record("metrics", covered=partial.covered)
 
 
 def error_rows(manifest: Manifest) -> list[dict[str, Any]]:

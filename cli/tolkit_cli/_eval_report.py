@@ -92,7 +92,7 @@ def _row(
 
 
 def _shown(name: str, value: float) -> str:
-    from tolkit.evaluate.gate_syntax import is_ratio
+    from tolkit.evaluate.gates.syntax import is_ratio
 
     if is_ratio(name):
         return percent_text(value, signed=name == "ppl_increase")

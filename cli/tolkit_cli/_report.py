@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from tolkit_cli._describe import ERROR_COLUMNS
+from tolkit_cli._describe import ERROR_COLUMNS, show_partial
 from tolkit_cli._output import Column, Output
 from tolkit_cli._units import bytes_text, duration_text
 
@@ -37,6 +37,8 @@ def show_report(out: Output, report: BundleReport) -> None:
     bits = f"{report.bits_per_value:.4f} ({nominal:.4f} for codes alone)"
     out.field("metrics", "bits_per_value", report.bits_per_value, "bits/value", bits)
     out.record("metrics", nominal_bits_per_value=nominal)
+    if report.partial is not None:
+        show_partial(out, report.partial)
     if report.bundle_bytes is not None:
         size = bytes_text(report.bundle_bytes)
         out.field("metrics", "bundle_bytes", report.bundle_bytes, "with backbone", size)

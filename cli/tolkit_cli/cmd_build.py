@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tolkit_cli._command import command
+from tolkit_cli._compress_options import KeepRowsOption
 from tolkit_cli._options import (
     INPUT,
     WHAT,
@@ -47,6 +48,7 @@ def build(
     checkpoint: CheckpointArgument,
     path: OutOption,
     dtype: DtypeOption = "f16",
+    keep_rows: KeepRowsOption = None,
     dry_run: DryRunOption = False,
     force: ForceOption = False,
     restart: RestartOption = False,
@@ -68,6 +70,7 @@ def build(
         checkpoint,
         path,
         dtype=dtype,
+        keep=keep_rows,
         resources=Resources(threads or None, force, restart),
         dry=dry_run,
         progress=out.progress(),

@@ -19,6 +19,7 @@ from tolkit_cli._compress_options import (
     HadamardOption,
     JudgeDataOption,
     JudgeReferenceOption,
+    KeepRowsOption,
     MeasuredOption,
     NoFeedbackOption,
     PredictOption,
@@ -68,6 +69,7 @@ def compress(
     bits: BitsOption = None,
     codec: CodecOption = None,
     drop: DropOption = None,
+    keep_rows: KeepRowsOption = None,
     weights: WeightsOption = "auto",
     no_feedback: NoFeedbackOption = False,
     bits_per_value: BitsPerValueOption = None,
@@ -101,6 +103,9 @@ def compress(
     Error feedback is on: each layer is encoded with what earlier ones lost, so the running sum
     stays right at no cost in bytes. An interrupted run is continued by the same command.
 
+    --keep-rows needs token counts and a checkpoint, or a bundle that was made with it. Sizes in
+    bits/value stay relative to all tokens; the FFN weights count in bundle_bytes.
+
     --max-kl and --max-ppl-increase find the smallest size by writing bundles and evaluating them
     on --data, typically four to six times a compression and two forward passes. The bound must
     hold at the upper end of the 95 % interval, as in tol eval; where no size can: exit code 3.
@@ -108,8 +113,8 @@ def compress(
     """
     from tolkit.bundling import Resources
     from tolkit.compress import CompressSpec
-    from tolkit.compress.bands import BandsWish
     from tolkit.compress.spec import BITS_TO_CODEC, parse_auto_drop, parse_predict, parse_size
+    from tolkit.compress.walk import BandsWish
     from tolkit.errors import UsageError
 
     if bits and codec:
@@ -159,6 +164,7 @@ def compress(
             calibration=None if calibration is None else str(calibration),
             bands=BandsWish("hadamard" if hadamard else "klt", parse_predict(predict)),
             coding=coding,
+            keep_rows=keep_rows,
         )
 
     budget_bytes = None if budget is None else parse_size(budget, "--budget")

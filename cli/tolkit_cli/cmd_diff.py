@@ -45,7 +45,8 @@ def diff(out: Output, a: BundleA, b: BundleB, rows: RowsOption = 0) -> None:
     Decodes the rows of both and prints for each layer its error, ||B - A|| / ||A||, and the same
     for the running sum of all layers so far, which is what the model sees. A layer without a table
     counts as zeros; one that others were folded into is compared with the sum of theirs and its
-    own. Needs no torch. Writes nothing.
+    own. Of partial tables the tokens with a record in both are compared. Needs no torch. Writes
+    nothing.
 
     Exit code 0 whether they differ or not, 5 when they are of different shapes.
     """
@@ -62,6 +63,10 @@ def diff(out: Output, a: BundleA, b: BundleB, rows: RowsOption = 0) -> None:
     out.field("metrics", "same_identity", found.same_identity)
     out.field("metrics", "same_sources", found.same_sources)
     out.field("metrics", "rows", found.num_rows, text=f"{found.num_rows:,} of {total:,}")
+    if found.num_rows < planned:
+        held = (first.manifest.num_rows, second.manifest.num_rows)
+        out.field("metrics", "records_a", held[0], "records of A", f"{held[0]:,}")
+        out.field("metrics", "records_b", held[1], "records of B", f"{held[1]:,}")
     sizes = (found.table_bytes_a, found.table_bytes_b)
     out.field("metrics", "bytes_a", sizes[0], "tables of A", bytes_text(sizes[0]))
     out.field("metrics", "bytes_b", sizes[1], "tables of B", bytes_text(sizes[1]))

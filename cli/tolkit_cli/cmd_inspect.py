@@ -34,6 +34,7 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
         layer_rows,
         lineage_text,
         record_bytes,
+        show_partial,
     )
     from tolkit_formats import open_bundle
 
@@ -56,6 +57,8 @@ def inspect(out: Output, bundle: BundleArgument) -> None:
     out.field("metrics", "stride_bytes", stride, "record", ", ".join(f"{s:,} B" for s in stride))
     if manifest.coding is not None:
         out.field("metrics", "coding", "entropy", text="entropy, records of their mean length")
+    if manifest.partial is not None:
+        show_partial(out, manifest.partial)
     out.field("metrics", "combine", manifest.combine)
     out.field("metrics", "feedback", manifest.encoding.feedback, "error feedback", None)
     out.field("metrics", "history", lineage_text(manifest), "made by")

@@ -76,8 +76,9 @@ CalibrationOption = Annotated[
     option(
         INPUT,
         "--calibration",
-        metavar="TEXT",
-        help="pruning: text that wanda and sparsegpt look at. Repeatable.",
+        metavar="TEXT|FILE",
+        help="pruning: text that wanda and sparsegpt look at, repeatable. pareto: a file of "
+        "tol calibrate, for tables filled to a size.",
     ),
 ]
 CalibrationWindowsOption = Annotated[

@@ -6,6 +6,7 @@ n ids asked for, N distinct rows, S record stride, D hidden, B bytes of a plane.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
@@ -61,7 +62,8 @@ class CachedRows:
         # slots follow the counts exactly where a map of slots is stored (SPEC section 5)
         known = bundle.token_counts() is not None and bundle.slot_of_token is not None
         plan = plan_frames(bundle, cache_bytes, seeded=seed and known)
-        self._statistics = TableStatistics(cache_bytes=cache_bytes)
+        self._cache_bytes = cache_bytes
+        self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
         self._waiting: list[tuple[_I64, Future[None]]] = []
@@ -82,7 +84,9 @@ class CachedRows:
         """What was asked and read so far."""
         with self._lock:
             held = sum(f.held * f.data_FS.shape[1] for f in self._frames.values())
-            return self._statistics.plus(resident_bytes=held)
+            return TableStatistics(
+                cache_bytes=self._cache_bytes, resident_bytes=held, **self._counts
+            )
 
     def rows(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Decoded rows; arguments, result and errors as `Bundle.rows`, and as `records`."""
@@ -189,7 +193,7 @@ class CachedRows:
             here_N = found_N >= 0
             frames.touch(found_N[here_N])
             hits = int(np.count_nonzero(here_N))
-            self._statistics = self._statistics.plus(cache_hits=hits)
+            self._counts["cache_hits"] += hits
             if hits == len(rows_N):
                 return frames.data_FS.take(found_N if inverse is None else found_N[inverse], axis=0)
             out_NS = np.empty((len(rows_N), tier.stride), np.uint8)
@@ -268,12 +272,12 @@ class CachedRows:
 
     def _add(self, **counts: int) -> None:
         with self._lock:
-            self._statistics = self._statistics.plus(**counts)
+            self._counts.update(counts)
 
 
 def _chunks(rows_N: _I64, stride: int) -> list[_I64]:
     """Rows in pieces whose records take at most 1 MiB, at least one each."""
-    size = max(1, _CHUNK_BYTES // stride)
+    size = max(1, _CHUNK_BYTES // max(1, stride))
     return [rows_N[at : at + size] for at in range(0, len(rows_N), size)]
 
 

@@ -37,7 +37,10 @@ class LayerDiff:
 
 @dataclass(frozen=True)
 class BundleDiff:
-    """Everything `diff` compared. `equal` means that readers get the same bits."""
+    """Everything `diff` compared: of partial tables the tokens that have a record in both.
+
+    `equal` means that readers get the same bits.
+    """
 
     same_identity: bool
     same_sources: bool
@@ -76,7 +79,14 @@ def diff(
     count = vocab_size if max_rows is None else min(max_rows, vocab_size)
     ids = np.unique(np.linspace(0, vocab_size - 1, count).astype(np.int64))
     sums = [ErrorSums() for _ in range(num_layers)]
-    equal = a.layer_ids == b.layer_ids
+    same_sources = a.manifest.sources == b.manifest.sources
+    in_a, in_b = a.has_record(ids), b.has_record(ids)
+    equal = a.layer_ids == b.layer_ids and np.array_equal(in_a, in_b)
+    if not in_a.all():  # the rows of the others are functions of the sources
+        equal = equal and same_sources and a.manifest.layers == b.manifest.layers
+    if on_rows is not None:
+        on_rows(int((~(in_a & in_b)).sum()))
+    ids = ids[in_a & in_b]
     for start in range(0, len(ids), _ROWS):
         part = ids[start : start + _ROWS]
         rows_a, rows_b = a.rows(part), b.rows(part)
@@ -106,7 +116,7 @@ def diff(
     )
     return BundleDiff(
         same_identity=a.identity == b.identity,
-        same_sources=a.manifest.sources == b.manifest.sources,
+        same_sources=same_sources,
         equal=equal,
         num_rows=len(ids),
         table_bytes_a=a.table_bytes,

@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit_formats import digests, files, strict_json
-from tolkit_formats.errors import BundleError, InputError
+from tolkit_formats.errors import BundleError, InputError, UsageError
 from tolkit_formats.limits import MAX_MANIFEST_BYTES, MAX_SMALL_FILE_BYTES, NO_SLOT
 from tolkit_formats.manifest import Manifest
 from tolkit_formats.manifest_rules import parse_manifest
+from tolkit_formats.partial import FFN_FILE, check_ffn_header, ffn_layers, require_ffn_digests
 from tolkit_formats.tensorfile import TensorFile
 
 __all__ = ["BundleFolder"]
@@ -27,6 +28,7 @@ _SIDE_FILES = (
     "tables/bases.safetensors",
     "tables/checksums.safetensors",
     "tables/slots.safetensors",
+    FFN_FILE,
 )
 
 
@@ -51,6 +53,7 @@ class BundleFolder:
         self._side_files = {
             name: TensorFile(path / name) for name in _SIDE_FILES if name in self.manifest.files
         }
+        self._known_ffns: set[int] = set()
 
     def token_counts(self) -> npt.NDArray[np.uint64] | None:
         """U64 [V] how often each token stood in the training text, or None."""
@@ -129,14 +132,31 @@ class BundleFolder:
             )
         return weight_VD
 
-    def check_slots_header(self) -> None:
-        """Shape of the slot map where there is one; its content is checked on first use."""
-        file = self._side_files.get("tables/slots.safetensors")
-        if file is not None:
-            file.expect("slots", "U32", (self.manifest.vocab_size,))
+    def ffn_file(self, layer: int) -> TensorFile:
+        """The file with a layer's memory FFN; see `Bundle.ffn_file`."""
+        manifest = self.manifest
+        if FFN_FILE not in manifest.files or layer not in ffn_layers(manifest.layers):
+            raise UsageError(f"{self.path}: keeps no FFN weights of layer {layer}")
+        if layer not in self._known_ffns:
+            require_ffn_digests(self._ffn, layer, manifest.sources.layers[layer])
+            self._known_ffns.add(layer)
+        return self._ffn
+
+    @cached_property
+    def _ffn(self) -> TensorFile:
+        return self.tensor_file(FFN_FILE)
+
+    def check_headers(self) -> None:
+        """Shapes of the slot map and of FFN weights; their content is checked on first use."""
+        slots = self._side_files.get("tables/slots.safetensors")
+        if slots is not None:
+            slots.expect("slots", "U32", (self.manifest.vocab_size,))
+        ffn = self._side_files.get(FFN_FILE)
+        if ffn is not None:
+            check_ffn_header(ffn, ffn_layers(self.manifest.layers), self.manifest.hidden_size)
 
     def side_file(self, name: str) -> TensorFile | None:
-        """A file under tables/ as it was opened, no digest compared; None where absent."""
+        """A file of _SIDE_FILES as it was opened, no digest compared; None where absent."""
         return self._side_files.get(name)
 
     def _check_sizes(self) -> None:

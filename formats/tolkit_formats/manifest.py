@@ -13,6 +13,9 @@ from typing import Any
 from tolkit_formats import digests, strict_json
 from tolkit_formats.entropy import FEATURE, Coding
 from tolkit_formats.layer_errors import LayerErrors
+from tolkit_formats.partial import FEATURE as PARTIAL_FEATURE
+from tolkit_formats.partial import FFN_FILE, Partial
+from tolkit_formats.partial import VERSION as PARTIAL_VERSION
 from tolkit_formats.predictor import Predictor
 from tolkit_formats.records import Tier
 
@@ -29,13 +32,14 @@ __all__ = [
     "LayerStatus",
     "Manifest",
     "Sources",
+    "needs_of",
 ]
 
 FORMAT_NAME = "tolkit-bundle"
-FORMAT_VERSION = (1, 1)
+FORMAT_VERSION = (1, 2)
 """The newest this package reads; what is written says the lowest version that has all it needs."""
 BASE_VERSION = (1, 0)
-KNOWN_FEATURES: frozenset[str] = frozenset({FEATURE})
+KNOWN_FEATURES: frozenset[str] = frozenset({FEATURE, PARTIAL_FEATURE})
 ROOT_FILES = frozenset(
     {
         "config.json",
@@ -43,6 +47,7 @@ ROOT_FILES = frozenset(
         "tokenizer_config.json",
         "token_counts.safetensors",
         "backbone.safetensors",
+        FFN_FILE,
         "README.md",
     }
 )
@@ -116,7 +121,8 @@ class HistoryEntry:
 class Manifest:
     """A bundle's description. `to_json` and `parse_manifest` are inverse to each other.
 
-    `coding` is the coder of all records, None where they have a fixed length.
+    `coding` is the coder of all records, None where they have a fixed length; `partial` says which
+    tokens have one, None where all have.
     """
 
     vocab_size: int
@@ -136,6 +142,7 @@ class Manifest:
     required_features: tuple[str, ...] = ()
     version: tuple[int, int] = BASE_VERSION
     coding: Coding | None = None
+    partial: Partial | None = None
     identity: str = field(default="", compare=False)
 
     @property
@@ -226,6 +233,8 @@ class Manifest:
             ]
         if self.coding is not None:
             fields["coding"] = self.coding.to_json()
+        if self.partial is not None:
+            fields["partial"] = self.partial.to_json()
         return fields
 
     def to_bytes(self) -> tuple[bytes, str]:
@@ -233,3 +242,13 @@ class Manifest:
         fields = self.to_json()
         identity = digests.json_digest(fields)
         return strict_json.canonical({**fields, "identity": identity}), identity
+
+
+def needs_of(manifest: Manifest) -> tuple[tuple[int, int], tuple[str, ...]]:
+    """The lowest format version that has everything in it, and the features a reader must know."""
+    version, features = BASE_VERSION, []
+    if manifest.coding is not None:
+        version, features = (1, 1), [FEATURE]
+    if manifest.partial is not None:
+        version, features = PARTIAL_VERSION, [*features, PARTIAL_FEATURE]
+    return version, tuple(features)

@@ -35,6 +35,9 @@ from tolkit_formats.manifest import (
     Manifest,
     Sources,
 )
+from tolkit_formats.partial import FEATURE as PARTIAL_FEATURE
+from tolkit_formats.partial import FFN_FILE, Partial
+from tolkit_formats.partial import VERSION as PARTIAL_VERSION
 from tolkit_formats.records import Plane, Tier, lay_out
 from tolkit_formats.shared_rules import read_predictors, require_agreement
 
@@ -93,6 +96,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         required_features=features,
         version=version,
         coding=coding,
+        partial=_partial(root, version, features, tiers, vocab_size),
         identity=identity,
     )
     root.done()
@@ -135,6 +139,32 @@ def _coding(root: Fields, version: tuple[int, int], features: tuple[str, ...]) -
     if version < (1, 1):
         raise BundleError(f"{root.where}: feature {FEATURE!r} is not one of version 1.0")
     return Coding.read(root.object("coding"))
+
+
+def _partial(
+    root: Fields,
+    version: tuple[int, int],
+    features: tuple[str, ...],
+    tiers: tuple[Tier, ...],
+    vocab_size: int,
+) -> Partial | None:
+    """The optional object of 1.2, written together with its feature."""
+    if PARTIAL_FEATURE not in features:
+        if root.has("partial"):
+            raise BundleError(f"{root.where}: partial needs required feature {PARTIAL_FEATURE!r}")
+        return None
+    if version < PARTIAL_VERSION:
+        raise BundleError(
+            f"{root.where}: feature {PARTIAL_FEATURE!r} is not one of version "
+            f"{version[0]}.{version[1]}"
+        )
+    partial = Partial.read(root.object("partial"), vocab_size)
+    num_rows = sum(tier.num_rows for tier in tiers)
+    if partial.rows != num_rows:
+        raise BundleError(
+            f"{root.where}: partial: rows is {partial.rows}, the tiers hold {num_rows}"
+        )
+    return partial
 
 
 def _layers(root: Fields, num_layers: int) -> tuple[LayerStatus, ...]:
@@ -311,6 +341,10 @@ def _check_files(manifest: Manifest, where: str) -> None:
         needed.add("tables/slots.safetensors")
     present = {name for name in manifest.files if name.startswith("tables/")}
     needed_root = {"config.json", "backbone.safetensors"}
+    if manifest.partial is not None:
+        needed_root.add(FFN_FILE)
+    elif FFN_FILE in manifest.files:
+        raise BundleError(f"{where}: files: {FFN_FILE} belongs to nothing")
     for name in sorted(needed - present) + sorted(needed_root - set(manifest.files)):
         raise BundleError(f"{where}: files: {name} is missing")
     for name in sorted(present - needed):

@@ -68,7 +68,7 @@ class Bundle:
             check_crc=check_crc,
         )
         self._shared.check_headers()
-        self._folder.check_slots_header()
+        self._folder.check_headers()
 
     # What the manifest says, in the words users ask for.
 
@@ -260,6 +260,41 @@ class Bundle:
 
     def slots_of(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """Slot of each token id [n]; UsageError out of range, BundleError without a record."""
+        ids = self._checked_ids(token_ids)
+        if self.slot_of_token is None:
+            return ids
+        slots: npt.NDArray[np.int64] = self.slot_of_token[ids].astype(np.int64)
+        if slots.size and slots.max() == NO_SLOT:
+            missing = ids[slots == NO_SLOT][0]
+            raise BundleError(
+                f"{self.path}: token id {missing} has no record (partial tables)",
+                hint="has_record says which tokens have one; tolkit computes the rows of the "
+                "others (tolkit.runtime.recompute)",
+            )
+        return slots
+
+    def has_record(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Whether each token id [n] has a record; UsageError out of range."""
+        ids = self._checked_ids(token_ids)
+        if self.slot_of_token is None:
+            return np.ones(len(ids), bool)
+        found: npt.NDArray[np.bool_] = self.slot_of_token[ids] != NO_SLOT
+        return found
+
+    def ffn_file(self, layer: int) -> TensorFile:
+        """The file with a layer's memory FFN, under `partial.ffn_names`; its digests checked.
+
+        Raises:
+            UsageError: the bundle keeps no weights of this layer.    BundleError: damaged.
+        """
+        return self._folder.ffn_file(layer)
+
+    @property
+    def embedding(self) -> npt.NDArray[Any]:
+        """The backbone's embedding [V, D] as stored (BF16 as its uint16 bits), digest checked."""
+        return self._folder.embedding_VD
+
+    def _checked_ids(self, token_ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         ids = np.asarray(token_ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError(
@@ -269,13 +304,7 @@ class Bundle:
         if ids.size and not (0 <= ids.min() and ids.max() < self.vocab_size):
             bad = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise UsageError(f"token id {bad}: out of range, the vocabulary has {self.vocab_size}")
-        if self.slot_of_token is None:
-            return ids
-        slots: npt.NDArray[np.int64] = self.slot_of_token[ids].astype(np.int64)
-        if slots.size and slots.max() == NO_SLOT:
-            missing = ids[slots == NO_SLOT][0]
-            raise BundleError(f"{self.path}: token id {missing} has no record (partial tables)")
-        return slots
+        return ids
 
     @property
     def slot_of_token(self) -> npt.NDArray[np.uint32] | None:

@@ -17,6 +17,7 @@ from tolkit_formats.codecs import check_shared
 from tolkit_formats.errors import BundleError
 from tolkit_formats.limits import BLOCK_ROWS, CHECKSUM_BLOCK_BYTES
 from tolkit_formats.manifest import Manifest
+from tolkit_formats.partial import ffn_layers, require_ffn_finite
 from tolkit_formats.reader import Bundle, open_bundle
 from tolkit_formats.records import crc_of_records
 from tolkit_formats.tensorfile import TensorFile
@@ -71,6 +72,13 @@ def verify(path: str | Path, *, on_bytes: Callable[[int], None] | None = None) -
     if manifest.predictors:
         _check_embedding(bundle)
         checks.append("embedding: finite, matches its source digest")
+    if manifest.partial is not None:
+        for layer in ffn_layers(manifest.layers):
+            ffn = bundle.ffn_file(layer)
+        require_ffn_finite(ffn)
+        _check_embedding(bundle)
+        cold = bundle.vocab_size - manifest.partial.rows
+        checks.append(f"FFN weights of {cold:,} cold tokens: finite, match their source digests")
     return VerifyReport(bundle.path, bundle.identity, manifest.bundle_bytes, count, tuple(checks))
 
 

@@ -20,7 +20,6 @@ import numpy.typing as npt
 
 from tolkit_formats import files, strict_json
 from tolkit_formats.digests import block_digests, file_digest, json_digest
-from tolkit_formats.entropy import FEATURE
 from tolkit_formats.errors import (
     BundleError,
     InputError,
@@ -29,7 +28,7 @@ from tolkit_formats.errors import (
     TolError,
 )
 from tolkit_formats.limits import MAX_MANIFEST_BYTES
-from tolkit_formats.manifest import FileEntry, Manifest
+from tolkit_formats.manifest import FileEntry, Manifest, needs_of
 from tolkit_formats.manifest_rules import parse_manifest
 from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Tier
@@ -228,8 +227,8 @@ class BundleWriter:
                 entries[name] = FileEntry(path.stat().st_size, self._digest_of(path))
         entries.pop("tol.json", None)
         manifest = with_fields(manifest, files=entries)
-        if manifest.coding is not None:
-            manifest = with_fields(manifest, version=(1, 1), required_features=(FEATURE,))
+        version, features = needs_of(manifest)
+        manifest = with_fields(manifest, version=version, required_features=features)
         data, identity = manifest.to_bytes()
         parse_manifest(data, f"{self.destination}/tol.json")  # nothing unreadable is published
         files.fsync_dir(tables)

@@ -1,4 +1,6 @@
-"""Everything that waits for a CUDA device, in one call: the tests marked gpu, then evaluation.
+"""Everything that waits for a CUDA device, in one call: tests marked gpu, look-ups, evaluation.
+
+Look-ups: gpu_tables.py.
 
 Evaluation against the bare forward pass (hidden states and the head's product, nothing kept) of
 the same model on the same batches: a reference alone, and beside a candidate whose table rows are
@@ -23,7 +25,9 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
+import gpu_tables
 from _eval_fakes import documents_of, pico_pair
 
 from tolkit.evaluate import Window, Windows, evaluate, windows_of
@@ -154,6 +158,7 @@ def main() -> None:
     if device.type == "cuda":
         run_marked_tests()
     check_against_cpu(asked.device)
+    gpu_tables.main(device)
     for dtype in ("bfloat16", "float32"):
         compare_speed(asked.device, asked.preset, dtype, asked.seconds)
 

@@ -2,11 +2,11 @@
 
     python tests/bench/lookup_speed.py [--folder DIR] [--rounds 7] [--only CODEC,..]
 
-Bundles of V 4,096, L 8, D 1,024 with drawn codes are made in the folder (some 250 MB) and read
-once, so everything is in the page cache. Batches are distinct random tokens. Every figure is the
-median of rounds in which all cases take turns, in rows (tokens, all layers) a second and as a
-share of the bare gather of the same round: of the record's bytes for what gives bytes, of float32
-rows for what gives rows. One thread.
+Bundles of V 4,096, L 8, D 1,024 with drawn codes (entropy-coded: L 4, D 512, compressed) are made
+in the folder (some 250 MB) and read once, so everything is in the page cache. Batches are distinct
+random tokens. Every figure is the median of rounds in which all cases take turns, in rows (tokens,
+all layers) a second and as a share of the bare gather of the same round: of the record's bytes for
+what gives bytes, of float32 rows for what gives rows. One thread.
 
 Targets: record bytes and float32 rows >= 80 %, nf4 in torch >= 50 %.
 """
@@ -23,8 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from _pico import pico_checkpoint
 from _sparse import write_drawn
 
+from tolkit.compress import CompressSpec, compress
+from tolkit.progress import SilentProgress
 from tolkit.runtime import open_table_rows
 from tolkit_formats import Bundle, open_bundle
 from tolkit_formats.cached_rows import CachedRows
@@ -50,30 +53,47 @@ CODECS: Mapping[str, dict[str, Any]] = {
 Case = Callable[[np.ndarray], object]
 
 
-def bare_gathers(bundle: Bundle, folder: Path) -> tuple[Case, Case]:
-    """Gathers of records and of float32 rows from mapped arrays."""
-    (shard,) = (bundle.path / "tables").glob("records-*")
-    stride = bundle.manifest.tiers[0].stride
-    start = shard.stat().st_size - V * stride
-    records_VS = np.memmap(shard, np.uint8, "r", start, (V, stride))
-    floats = folder / "rows.f32"
+def make(name: str, path: Path) -> Bundle:
+    """A bundle of drawn bytes; for entropy-coded rows a compressed checkpoint (half a minute)."""
+    if name != "steps":
+        write_drawn(path, CODECS[name], vocab_size=V, num_layers=L, hidden_size=D)
+        return open_bundle(path)
+    shape = {"vocab_size": V, "hidden_size": 512, "num_hidden_layers": 4}
+    checkpoint = pico_checkpoint(
+        path.with_suffix(".ckpt"), counts=False, memory_intermediate_size=64, **shape
+    )
+    spec = CompressSpec(bits_per_value=1.0, coding="entropy")
+    compress(checkpoint, path, spec, progress=SilentProgress())
+    return open_bundle(path)
+
+
+def bare_gathers(bundle: Bundle, folder: Path) -> dict[str, Case]:
+    """Gathers of float32 rows, and of records where they have one length, from mapped arrays."""
+    tier = bundle.manifest.tiers[0]
+    width = bundle.num_layers * bundle.hidden_size
+    floats = folder / f"rows-{width}.f32"
     if not floats.exists():
-        np.random.default_rng(0).standard_normal((V, L * D), np.float32).tofile(floats)
-    rows_VW = np.memmap(floats, np.float32, "r", 0, (V, L * D))
-    return lambda ids: records_VS.take(ids, axis=0), lambda ids: rows_VW.take(ids, axis=0)
+        np.random.default_rng(0).standard_normal((V, width), np.float32).tofile(floats)
+    rows_VW = np.memmap(floats, np.float32, "r", 0, (V, width))
+    gathers: dict[str, Case] = {"rows": lambda ids: rows_VW.take(ids, axis=0)}
+    if not tier.coded:
+        (shard,) = (bundle.path / "tables").glob("records-*")
+        start = shard.stat().st_size - V * tier.stride
+        records_VS = np.memmap(shard, np.uint8, "r", start, (V, tier.stride))
+        gathers["records"] = lambda ids: records_VS.take(ids, axis=0)
+        gathers["Bundle.records"] = bundle.records
+    return gathers
 
 
-def cases_of(name: str, bundle: Bundle, folder: Path) -> dict[str, Case]:
+def cases_of(bundle: Bundle, folder: Path) -> dict[str, Case]:
     """What is timed on a bundle; the bare gathers under ``records`` and ``rows``."""
-    records, rows = bare_gathers(bundle, folder)
-    disk = CachedRows(bundle, cache_bytes=2 * bundle.table_bytes + (1 << 20), seed=False)
+    cache_bytes = 2 * bundle.manifest.tiers[0].stride * V + (1 << 20)
+    disk = CachedRows(bundle, cache_bytes=cache_bytes, seed=False)
     disk.load(np.arange(V))
-    bundle.records(np.arange(V))  # compared with their CRC-32 once
+    bundle.rows(np.arange(V))  # compared with their CRC-32 once
     host = open_table_rows(bundle, "host")
     return {
-        "records": records,
-        "rows": rows,
-        "Bundle.records": bundle.records,
+        **bare_gathers(bundle, folder),
         "CachedRows.records": disk.records,
         "Bundle.rows": bundle.rows,
         "CachedRows.rows": disk.rows,
@@ -103,25 +123,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--only", default=",".join(CODECS))
+    parser.add_argument("--only", default=",".join((*CODECS, "steps")))
     args = parser.parse_args()
     torch.set_num_threads(1)
     print("| codec | batch | what | rows/s | share of a bare gather |")
     print("|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=args.folder) as work:
         for name in args.only.split(","):
-            path = write_drawn(
-                Path(work) / f"{name}.tol",
-                CODECS[name],
-                vocab_size=V,
-                num_layers=L,
-                hidden_size=D,
-            )
-            cases = cases_of(name, open_bundle(path), Path(work))
+            cases = cases_of(make(name, Path(work) / f"{name}.tol"), Path(work))
             for batch in BATCHES:
                 taken = measure(cases, batch, args.rounds)
                 for what, seconds in taken.items():
-                    bare = taken["records" if "records" in what else "rows"]
+                    bare = taken["records" if "records" in what and "records" in taken else "rows"]
                     share = statistics.median(b / s for b, s in zip(bare, seconds, strict=True))
                     rate = batch / statistics.median(seconds)
                     print(f"| {name} | {batch} | {what} | {rate:,.0f} | {share:.2f} |", flush=True)

@@ -7,8 +7,9 @@ Writes a random bf16 checkpoint (V 128,256, D 2048, K 5464; 0.8 GB) into the fol
 each command in a process of its own and samples its anonymous memory (RssAnon, as DESIGN's
 "baseline" counts it: mapped file pages left out). Needs about 4 GB of disk.
 
-Prints: the baseline after imports with the checkpoint mapped, the peak above it, seconds, and
-for build the rate of the bare torch matmul loop over the same blocks in the same run.
+Prints: the baseline after imports with the checkpoint mapped, the peak above it, seconds, also for
+each GB of the table at 16 bits, and beside them the bare torch matmul loop over the same blocks and
+bitsandbytes quantising and dequantising the bundle's rows.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, compress
 from tolkit.model import ModelConfig, checkpoint_tensors, expected_shapes
 from tolkit.progress import SilentProgress
-from tolkit.sources import CheckpointSource
+from tolkit.sources import CheckpointSource, TableSource, open_source
 from tolkit_formats.tensorfile import TensorStream
 
 MIB = 1 << 20
@@ -127,6 +128,22 @@ def bare_matmuls(source: CheckpointSource, threads: int) -> float:
     return time.monotonic() - started
 
 
+def bitsandbytes_nf4(source: TableSource) -> float:
+    """Seconds of quantising and dequantising every block of a bundle, decoding it left out."""
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    elapsed_s = 0.0
+    for layer in range(source.num_layers):
+        read = source.plane(layer)
+        for first in range(0, source.vocab_size, 1024):
+            block = read(first, min(first + 1024, source.vocab_size)).flatten()
+            started = time.monotonic()
+            codes, state = quantize_4bit(block, blocksize=64, quant_type="nf4")
+            dequantize_4bit(codes, state)
+            elapsed_s += time.monotonic() - started
+    return elapsed_s
+
+
 def child(name: str, folder: Path, threads: int) -> dict[str, float]:
     """One command in this process."""
     checkpoint = folder / "ckpt"
@@ -135,6 +152,9 @@ def child(name: str, folder: Path, threads: int) -> dict[str, float]:
     source = CheckpointSource(checkpoint)  # mapped: part of the baseline
     if name == "matmul":
         return {"elapsed_s": bare_matmuls(source, threads)}
+    if name == "bitsandbytes nf4 of the bundle":
+        torch.set_num_threads(threads)
+        return {"elapsed_s": bitsandbytes_nf4(open_source(folder / "b.tol"))}
     if name == "build":
         out = folder / "b.tol"
         return measured(lambda: build(checkpoint, out, resources=resources, progress=progress))
@@ -143,6 +163,7 @@ def child(name: str, folder: Path, threads: int) -> dict[str, float]:
         "nf4": CompressSpec(codec="nf4"),
         "int8": CompressSpec(codec="int8"),
         "bands 1.0": CompressSpec(bits_per_value=1.0),
+        "entropy 1.0": CompressSpec(bits_per_value=1.0, coding="entropy"),
     }[name.removesuffix(" from bundle")]
     start = folder / "b.tol" if name.endswith("from bundle") else checkpoint
     out = folder / "c.tol"
@@ -153,12 +174,14 @@ CASES = (
     "matmul",
     "build",
     "matmul",
+    "bitsandbytes nf4 of the bundle",
     "int8 from bundle",
     "nf4 from bundle",
     "rank 50 % + nf4 from bundle",
     "rank 50 % + nf4",
     "bands 1.0 from bundle",
     "bands 1.0",
+    "entropy 1.0 from bundle",
 )
 # DESIGN: build and compress --rank; one layer's FFN in float32 is 128 MiB.
 TARGETS_MIB = {"build": 128 + 256, "rank": 400}
@@ -183,8 +206,9 @@ def main() -> None:
     print(
         f"V {arguments.rows:,}, D 2048, K 5464, L {arguments.layers}, {arguments.threads} threads"
     )
-    print("| command | seconds | baseline MiB | peak above MiB | target MiB |")
-    print("|---|---|---|---|---|")
+    print("| command | seconds | seconds a GB | baseline MiB | peak above MiB | target MiB |")
+    print("|---|---|---|---|---|---|")
+    table_gb = 2 * arguments.rows * 2048 * arguments.layers / 1e9
     for case in CASES:
         if arguments.only and case not in arguments.only.split(","):
             continue
@@ -194,7 +218,8 @@ def main() -> None:
         row = json.loads(output.splitlines()[-1])
         target = TARGETS_MIB.get(case.split()[0])
         print(
-            f"| {case} | {row['elapsed_s']:.1f} | {row.get('baseline_mib', 0):.0f} | "
+            f"| {case} | {row['elapsed_s']:.1f} | {row['elapsed_s'] / table_gb:.1f} | "
+            f"{row.get('baseline_mib', 0):.0f} | "
             f"{row.get('peak_above_baseline_mib', 0):.0f} | {target or ''} |",
             flush=True,
         )

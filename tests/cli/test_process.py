@@ -21,8 +21,9 @@ print([name for name in {heavy!r} if name in sys.modules], file=sys.stderr)
 sys.exit(code)
 """
 SLOW = """
-import sys, time
+import signal, sys, time
 import tolkit_formats
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 def forever(*args, **options):
     print("ready", file=sys.stderr, flush=True)
     while True:

@@ -1,9 +1,8 @@
-"""Codec bands end to end on small checkpoints: sizes, quality, sameness, corners, refusals."""
+"""Codec bands end to end on small checkpoints: sizes, quality, company."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -11,14 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from _nano import RAW_F32, nano_checkpoint, reseal, tree_bytes, write_nano
-from _pico import pico_counts, pico_model, pico_tokenizer_files
+from _fitted import LAYERS, Rows, exact_rows, large_checkpoint, lost, rows_of, run, small_checkpoint
+from _nano import reseal
+from _pico import pico_model, pico_tokenizer_files
 
 from tolkit.build import build
-from tolkit.bundling import BundleReport, Resources
+from tolkit.bundling import Resources
 from tolkit.calibrate import CalibrationSpec, calibrate, save_metric
-from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers, encode, fit_bands
-from tolkit.compress.bands import BandsWish
+from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers, encode
+from tolkit.compress.walk import BandsWish
 from tolkit.counts import save_counts
 from tolkit.data import Document
 from tolkit.errors import NonFiniteError, UsageError
@@ -26,62 +26,28 @@ from tolkit.model import save_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit.sources import open_source
 from tolkit.tables import load_runnable
-from tolkit_formats import open_bundle, verify
+from tolkit_formats import open_bundle
 from tolkit_formats.codecs import Bands
-
-Rows = npt.NDArray[np.float32]
-LAYERS = 3
-LARGE = 2048
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """V 96, D 32, L 3, counts of three tiers."""
-    path = tmp_path_factory.mktemp("pico") / "ckpt"
-    model = pico_model("memory", num_hidden_layers=LAYERS)
-    counts_V = np.random.default_rng(0).permutation(np.repeat([1000, 30, 0], 32))
-    save_checkpoint(model, path, pico_tokenizer_files(), counts_V.astype(np.uint64))
-    return path
+    return small_checkpoint(tmp_path_factory.mktemp("pico") / "ckpt")
 
 
 @pytest.fixture(scope="module")
 def exact(checkpoint: Path) -> Rows:
-    path = checkpoint.with_name("exact.tol")
-    build(checkpoint, path, dtype="f32", progress=SilentProgress())
-    return rows_of(path)
+    return exact_rows(checkpoint)
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """V 2048, D 32, L 5: enough rows for several tiers and small steps of size."""
-    path = tmp_path_factory.mktemp("nano") / "ckpt"
-    return nano_checkpoint(path, vocab_size=LARGE, hidden_size=32, num_hidden_layers=5)
+    return large_checkpoint(tmp_path_factory.mktemp("nano") / "ckpt")
 
 
 @pytest.fixture(scope="module")
 def large_rows(large: Path) -> Rows:
-    path = large.with_name("exact.tol")
-    build(large, path, dtype="f32", progress=SilentProgress())
-    return rows_of(path)
-
-
-def run(source: Path, out: Path, threads: int = 1, **options: object) -> BundleReport:
-    resources = Resources(threads=threads)
-    spec = CompressSpec(**options)
-    return compress(source, out, spec, resources=resources, progress=SilentProgress())
-
-
-def rows_of(path: Path) -> Rows:
-    verify(path)
-    bundle = open_bundle(path)
-    return bundle.rows(np.arange(bundle.vocab_size))
-
-
-def lost(got: Rows, want: Rows, weights_V: npt.NDArray[np.float64] | None = None) -> float:
-    """Weighted norm of the error of the sum over layers, relative to the sum."""
-    scale = np.ones(len(want)) if weights_V is None else weights_V**0.5
-    error = np.linalg.norm((got.sum(axis=1) - want.sum(axis=1)) * scale[:, None])
-    return float(error / np.linalg.norm(want.sum(axis=1) * scale[:, None]))
+    return exact_rows(large)
 
 
 def objective(got: Rows, want: Rows, weights_V: npt.NDArray[np.float64]) -> float:
@@ -270,204 +236,6 @@ def test_a_metric_is_used_and_its_numbers_are_looked_at(checkpoint: Path, tmp_pa
         run(checkpoint, tmp_path / "broken.tol", bits_per_value=14.0, calibration=file)
 
 
-# Sameness.
-
-
-def test_two_runs_and_two_threads_give_the_same_files(large: Path, tmp_path: Path) -> None:
-    for name, threads in (("first", 1), ("second", 1), ("threads", 2)):
-        run(large, tmp_path / f"{name}.tol", threads, bits_per_value=2.5)
-    first = tree_bytes(tmp_path / "first.tol")
-    assert tree_bytes(tmp_path / "second.tol") == first
-    assert tree_bytes(tmp_path / "threads.tol") == first
-
-
-class Stopped(BaseException):
-    """As if the process had ended."""
-
-
-def stop_after(shards: int) -> Callable[..., object]:
-    from tolkit_formats.writer import ShardWriter
-
-    whole, left = ShardWriter.__exit__, [shards]
-
-    def leave(self, kind, value, tb):  # type: ignore[no-untyped-def]
-        whole(self, kind, value, tb)
-        left[0] -= 1
-        if not left[0]:
-            raise Stopped
-
-    return leave
-
-
-def test_a_run_goes_on_from_finished_shards(large: Path, tmp_path: Path) -> None:
-    run(large, tmp_path / "whole.tol", bits_per_value=2.5)
-    with mock.patch("tolkit_formats.writer.ShardWriter.__exit__", stop_after(2)):
-        with pytest.raises(Stopped):
-            run(large, tmp_path / "b.tol", bits_per_value=2.5)
-    assert not (tmp_path / "b.tol").exists()
-    report = run(large, tmp_path / "b.tol", bits_per_value=2.5)
-    assert report.resumed
-    assert tree_bytes(tmp_path / "b.tol") == tree_bytes(tmp_path / "whole.tol")
-
-
-def test_shards_of_another_fit_are_not_taken_over(large: Path, tmp_path: Path) -> None:
-    """Another machine may fit otherwise; records of one fit must not meet bases of another."""
-    from tolkit.compress.lloyd import gaussian_codebook
-
-    with mock.patch("tolkit_formats.writer.ShardWriter.__exit__", stop_after(2)):
-        with pytest.raises(Stopped):
-            run(large, tmp_path / "b.tol", bits_per_value=2.5)
-    other = mock.patch("tolkit.compress.bands.lloyd_max", lambda _, bits: gaussian_codebook(bits))
-    with other:
-        run(large, tmp_path / "whole.tol", bits_per_value=2.5)
-        run(large, tmp_path / "b.tol", bits_per_value=2.5)
-    assert tree_bytes(tmp_path / "b.tol") == tree_bytes(tmp_path / "whole.tol")
-
-
-def test_spilled_walks_are_as_good_as_those_in_memory(
-    large: Path, large_rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run(large, tmp_path / "memory.tol", bits_per_value=2.5)
-    monkeypatch.setattr(fit_bands, "_SAMPLED_ROWS", 500)
-    run(large, tmp_path / "spilled.tol", bits_per_value=2.5)
-    memory, spilled = (
-        lost(rows_of(tmp_path / f"{name}.tol"), large_rows) for name in ("memory", "spilled")
-    )
-    assert spilled == pytest.approx(memory, rel=0.05)
-    assert not list(tmp_path.glob("*.partial"))
-
-
-@pytest.mark.parametrize("factor", [1e-8, 3e4])
-def test_spilled_walks_of_any_scale(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
-) -> None:
-    """Spilled in f16, whose numbers neither factor would leave alone."""
-    source = change_weights(tmp_path / "ckpt", lambda state: scale_down(state, factor))
-    build(source, tmp_path / "exact.tol", dtype="f32", progress=SilentProgress())
-    want = rows_of(tmp_path / "exact.tol").astype(float)
-    errors = []
-    for rows in (100, 50):
-        monkeypatch.setattr(fit_bands, "_SAMPLED_ROWS", rows)
-        run(source, tmp_path / f"{rows}.tol", bits_per_value=20.0, bands=BandsWish("klt", 0))
-        errors.append(lost(rows_of(tmp_path / f"{rows}.tol").astype(float), want))
-    assert errors[1] <= 1.1 * errors[0] < 0.2
-
-
-# Corners.
-
-
-@pytest.mark.parametrize(
-    ("overrides", "counts"),
-    [
-        ({"hidden_size": 40}, "zipf"),
-        ({"num_hidden_layers": 1}, "zipf"),
-        ({}, "none"),
-        ({}, "zeros"),
-        ({}, "equal"),
-        ({}, "one token"),
-    ],
-    ids=["D of blocks of 8", "one layer", "no counts", "zeros", "equal", "one token"],
-)
-@pytest.mark.parametrize("transform", ["klt", "hadamard"])
-def test_corners(tmp_path: Path, overrides: dict[str, int], counts: str, transform: str) -> None:
-    config = {"hidden_size": 32, "num_hidden_layers": 2, **overrides}
-    counts_V = {
-        "none": None,
-        "zipf": pico_counts(),
-        "zeros": np.zeros(96, np.uint64),
-        "equal": np.full(96, 9, np.uint64),
-        "one token": (np.arange(96) == 5).astype(np.uint64) * np.uint64(10**12),
-    }[counts]
-    save_checkpoint(
-        pico_model("memory", **config), tmp_path / "ckpt", pico_tokenizer_files(), counts_V
-    )
-    build(tmp_path / "ckpt", tmp_path / "exact.tol", dtype="f32", progress=SilentProgress())
-    run(
-        tmp_path / "ckpt", tmp_path / "b.tol", bits_per_value=20.0, bands=BandsWish(transform, None)
-    )
-    assert lost(rows_of(tmp_path / "b.tol"), rows_of(tmp_path / "exact.tol")) < 0.35
-
-
-@pytest.mark.parametrize(("vocab_size", "width"), [(1, 7), (2, 1), (33, 12), (70, 7)])
-@pytest.mark.parametrize("transform", ["klt", "hadamard"])
-def test_bundles_of_any_width(tmp_path: Path, vocab_size: int, width: int, transform: str) -> None:
-    codecs = [RAW_F32] * 3
-    nano = write_nano(
-        tmp_path / "n.tol", codecs, vocab_size=vocab_size, hidden_size=width, tokenizer=False
-    )
-    wish = BandsWish(transform, 0)
-    run(nano.path, tmp_path / "b.tol", budget_bytes=20_000, bands=wish)
-    bundle = open_bundle(tmp_path / "b.tol")
-    verify(bundle.path)
-    assert lost(bundle.rows(np.arange(vocab_size)), nano.rows_VKD) < 0.1
-
-
-def change_weights(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> Path:
-    model = pico_model("memory", num_hidden_layers=2)
-    with torch.no_grad():
-        change(model.state_dict())
-    save_checkpoint(model, path, pico_tokenizer_files(), pico_counts())
-    return path
-
-
-DOWN = "model.layers.{}.memory_mlp.down_proj.weight"
-
-
-def scale_down(state: dict[str, torch.Tensor], factor: float) -> None:
-    for layer in range(2):
-        state[DOWN.format(layer)].mul_(factor)
-
-
-def all_zero(state: dict[str, torch.Tensor]) -> None:
-    for layer in range(2):
-        state[DOWN.format(layer)].zero_()
-
-
-def first_zero(state: dict[str, torch.Tensor]) -> None:
-    state[DOWN.format(0)].zero_()
-
-
-def one_component(state: dict[str, torch.Tensor]) -> None:
-    for layer in range(2):
-        state[DOWN.format(layer)][1:] = 0
-
-
-def tiny(state: dict[str, torch.Tensor]) -> None:
-    scale_down(state, 1e-20)
-
-
-def enormous(state: dict[str, torch.Tensor]) -> None:
-    scale_down(state, 1e15)
-
-
-@pytest.mark.parametrize("change", [all_zero, first_zero, one_component, tiny, enormous])
-@pytest.mark.parametrize("transform", ["klt", "hadamard"])
-def test_extreme_tables(
-    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], transform: str
-) -> None:
-    source = change_weights(tmp_path / "ckpt", change)
-    build(source, tmp_path / "exact.tol", dtype="f32", progress=SilentProgress())
-    run(source, tmp_path / "b.tol", bits_per_value=20.0, bands=BandsWish(transform, 3))
-    got, want = rows_of(tmp_path / "b.tol").astype(float), rows_of(tmp_path / "exact.tol")
-    if change is all_zero:
-        assert not got.any()
-    else:
-        assert lost(got, want.astype(float)) < 0.35
-    if change is one_component:
-        assert np.abs(got[:, :, 1:]).max() <= 1e-3 * np.abs(want).max()
-
-
-@pytest.mark.parametrize(("factor", "words"), [(1e30, "covariance"), (1e38, "")])
-def test_rows_too_large_for_sums_are_named(tmp_path: Path, factor: float, words: str) -> None:
-    def overflow(state: dict[str, torch.Tensor]) -> None:
-        state[DOWN.format(1)].mul_(factor)
-
-    source = change_weights(tmp_path / "ckpt", overflow)
-    with pytest.raises(NonFiniteError, match=f"ckpt: layer 1: .*{words}"):
-        run(source, tmp_path / "b.tol", bits_per_value=20.0)
-    assert not list(tmp_path.glob("b.tol*"))
-
-
 # Together with the rest.
 
 
@@ -537,22 +305,3 @@ def test_rows_that_are_not_summed_take_no_feedback(checkpoint: Path, tmp_path: P
     assert "--no-feedback" in str(caught.value.hint)
     run(tmp_path / "o.tol", tmp_path / "b.tol", bits_per_value=16.0, feedback=False)
     assert not open_bundle(tmp_path / "b.tol").manifest.encoding.feedback
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"codec": "bands"}, "exactly one of"),
-        ({"bits_per_value": 1.0, "budget_bytes": 5}, "exactly one of"),
-        ({"codec": "nf4", "bits_per_value": 1.0}, "fills no budget"),
-        ({"bits_per_value": 1.0, "rank": "50%"}, "--rank"),
-        ({"bits_per_value": 0.0}, "--bits-per-value"),
-        ({"bits_per_value": float("nan")}, "--bits-per-value"),
-        ({"bits_per_value": 33.0}, "--bits-per-value"),
-        ({"budget_bytes": 0}, "--budget"),
-        ({"codec": "nf4", "calibration": "m.safetensors"}, "--calibration"),
-    ],
-)
-def test_wishes_that_contradict_themselves(options: dict[str, object], words: str) -> None:
-    with pytest.raises(UsageError, match=words):
-        CompressSpec(**options)

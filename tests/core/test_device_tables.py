@@ -18,6 +18,7 @@ from tolkit.runtime.device_tables import DeviceTables
 from tolkit.runtime.kernels import SWITCH, why_not
 from tolkit_formats import open_bundle
 from tolkit_formats.limits import NO_SLOT
+from tolkit_formats.reader import Bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 BUNDLES = sorted(GOLDEN.glob("v1.*/*.tol"))
@@ -87,13 +88,13 @@ def test_an_id_out_of_range(tmp_path: Path, wrong: int, counts: bool) -> None:
         require_close(rows[[0, 2]], made.rows_VKD[[3, 2]])
 
 
-def test_a_token_without_a_record(tmp_path: Path) -> None:
+def test_a_token_without_a_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = write_nano(tmp_path / "n.tol", MIXED)
     bundle = open_bundle(made.path)
     assert bundle.slot_of_token is not None
     slots_V = bundle.slot_of_token.copy()
     slots_V[7] = NO_SLOT
-    bundle._folder.__dict__["slot_of_token"] = slots_V
+    monkeypatch.setattr(Bundle, "slot_of_token", property(lambda self: slots_V))
     tables = DeviceTables(bundle, CPU)
     with pytest.raises(BundleError, match="token id 7 has no record"):
         tables.rows(torch.tensor([1, 7]))

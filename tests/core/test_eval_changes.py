@@ -14,7 +14,7 @@ from _eval_results import METRICS, made, recorded, windowed
 
 from tolkit.errors import DataError, MismatchError
 from tolkit.evaluate import EvalResult, Metric, TaskItems
-from tolkit.evaluate.changes import Change, from_baseline, from_reference
+from tolkit.evaluate.gates.changes import Change, from_baseline, from_reference
 
 LN2 = math.log(2)
 

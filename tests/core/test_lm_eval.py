@@ -19,7 +19,7 @@ from _pico import pico_checkpoint
 from tolkit.data import Tokenizer
 from tolkit.errors import CheckpointError, DataError, ResourceError, UsageError
 from tolkit.evaluate.lm_eval import run_lm_eval
-from tolkit.evaluate.lm_eval_result import parse_results
+from tolkit.evaluate.lm_eval.result import parse_results
 from tolkit.model import Decoder, load_checkpoint
 from tolkit.progress import SilentProgress
 

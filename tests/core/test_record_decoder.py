@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from _bands import TIER_ROWS, write_bands
 from _coded import write_coded
+from _drawn_tables import DrawnBundle, shapes_of_codecs
 from _tiny_bundles import known_rows, write_bundle
 
+from tolkit.runtime.field_planes import BandsFields, StepsFields
 from tolkit.runtime.record_decoder import RecordDecoder, unit_rows
 from tolkit_formats import open_bundle
+from tolkit_formats.codecs import Steps, prepared
 from tolkit_formats.predictor import unit_rows as unit_rows_in_numpy
 from tolkit_formats.reader import Bundle
 
@@ -83,9 +87,42 @@ def test_symbol_planes(tmp_path: Path, hadamard: bool) -> None:
     require_close(got, made.rows_VLD)
 
 
-def test_coefficients_are_bit_equal(tmp_path: Path) -> None:
-    from tolkit.runtime.field_planes import BandsFields, StepsFields
+@pytest.mark.parametrize("label", shapes_of_codecs(40))
+def test_drawn_codes_of_every_codec(label: str) -> None:
+    """Against the numpy codec itself, plane by plane; steps in two symbols among them."""
+    codec = shapes_of_codecs(40)[label]
+    drawn = DrawnBundle(codec, vocab_size=20, num_layers=3)
+    (tier,) = drawn.manifest.tiers
+    records = drawn.shards.take(tier, np.arange(20))
+    decoder = RecordDecoder(cast(Bundle, drawn), CPU)
+    got = decoder.decode(0, torch.from_numpy(records), torch.arange(20)).numpy()
+    for place, plane in enumerate(tier.planes):
+        plane_NB = records[:, plane.offset : plane.offset + plane.length]
+        want = codec.decode(plane_NB, prepared(codec, {**drawn.shared(place), **drawn.common}))
+        require_close(got[:, place], want)
+        alone = decoder.decode_plane(0, place, torch.from_numpy(plane_NB), torch.arange(20))
+        require_close(alone.numpy(), want)
 
+
+@pytest.mark.parametrize("label", ["steps in two symbols", "steps hadamard"])
+def test_levels_of_two_symbols_are_bit_equal(label: str) -> None:
+    codec = shapes_of_codecs(40)[label]
+    assert isinstance(codec, Steps) and codec.num_symbols > codec.count
+    drawn = DrawnBundle(codec, vocab_size=50, num_layers=2)
+    (tier,) = drawn.manifest.tiers
+    records = drawn.shards.take(tier, np.arange(50))
+    stored = [{**drawn.shared(layer), **drawn.common} for layer in range(2)]
+    planes = [(codec, of_it, p.offset) for of_it, p in zip(stored, tier.planes, strict=True)]
+    fields = StepsFields(planes, CPU)
+    got = fields.in_steps(torch.from_numpy(records)).numpy()
+    want = [
+        codec.coefficients(records[:, at : at + plane.length], codec.prepared(of_it))
+        for of_it, plane, at in zip(stored, tier.planes, (0, codec.num_symbols), strict=True)
+    ]
+    assert np.array_equal(got, np.concatenate(want, axis=1))
+
+
+def test_coefficients_are_bit_equal(tmp_path: Path) -> None:
     bundle = open_bundle(write_bands(tmp_path / "b.tol").path)
     for tier in bundle.manifest.tiers:
         planes = [p for p in tier.planes if p.codec.name == "bands"]
@@ -138,6 +175,17 @@ def test_records_at_an_odd_address_are_moved(tmp_path: Path) -> None:
     odd[1:] = records.view(-1)
     got = RecordDecoder(bundle, CPU).decode(0, odd[1:].view(records.shape), torch.arange(5))
     assert np.array_equal(got.numpy(), known_rows()[:5])
+
+
+def test_records_within_wider_rows_are_taken_where_they_lie() -> None:
+    bundle = open_bundle(GOLDEN / "v1.0" / "nf4.tol")
+    tier = bundle.manifest.tiers[0]
+    records = torch.from_numpy(bundle.shards.take(tier, np.arange(6)))
+    wide = torch.full((6, tier.stride + 32), 255, dtype=torch.uint8)
+    wide[:, 16 : 16 + tier.stride] = records
+    got = RecordDecoder(bundle, CPU).decode(0, wide[:, 16 : 16 + tier.stride], torch.arange(6))
+    ids = np.arange(bundle.vocab_size)[np.argsort(bundle.slots_of(np.arange(bundle.vocab_size)))]
+    assert np.array_equal(got.numpy(), bundle.rows(ids[:6]))
 
 
 def test_predictions_leave_the_records_alone() -> None:

@@ -18,7 +18,7 @@ from _pico import pico_checkpoint, pico_ids, pico_model
 
 from tolkit.build import build
 from tolkit.errors import BundleError, ResourceError, UsageError
-from tolkit.runtime import TABLE_PLACES, TableRows, disk, open_table_rows, planes
+from tolkit.runtime import TABLE_PLACES, TableRows, disk, host, open_table_rows, planes
 from tolkit.runtime.decoded import DecodedRows
 from tolkit_formats import Bundle, open_bundle
 from tolkit_formats.frame_plan import least_cache_bytes
@@ -31,6 +31,7 @@ BUNDLES: dict[str, Callable[[Path], object]] = {
     "one token": lambda path: write_nano(path, [RAW_F32, NF4], vocab_size=1, tokenizer=False),
     "three tiers, predictors": write_bands,
     "coded, two tiers": write_coded,
+    "coded, a tier of means": lambda path: write_coded(path, counts=(1,)),
 }
 
 
@@ -76,7 +77,9 @@ def test_rows_are_those_of_the_reader(
 ) -> None:
     if large_batches:  # as if these few rows were too many to hold
         monkeypatch.setattr(disk, "_HELD_BYTES", 0)
+        monkeypatch.setattr(host, "_HELD_BYTES", 0)
         monkeypatch.setattr(planes, "_AT_ONCE_BYTES", -1)
+        monkeypatch.setattr(planes, "_PART_BYTES", 700)
     rows = open_table_rows(bundle, tables)
     for ids in draws(bundle):
         rows.prefetch(torch.tensor(ids, dtype=torch.int64))

@@ -1,112 +1,39 @@
 """Training around frozen tables: what changes, what must not, and what is refused."""
 
-import json
-import os
-import random
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from _nano import fault_hook, reseal, tree_bytes
+from _heal import coded, heal_folder, heal_spec, quiet, tables
+from _nano import reseal, tree_bytes
 from _pico import pico_checkpoint, pico_tokenizer_files
 
 from tolkit.build import build
 from tolkit.compress import CompressSpec, compress
 from tolkit.data import tokens_of
-from tolkit.errors import (
-    BundleError,
-    InputError,
-    MismatchError,
-    NonFiniteError,
-    OutputExistsError,
-    UnsupportedVersionError,
-    UsageError,
-)
+from tolkit.errors import InputError, MismatchError, UnsupportedVersionError, UsageError
 from tolkit.model import checkpoint_tensors
 from tolkit.progress import SilentProgress
 from tolkit.tables import load_runnable, require_partners
-from tolkit.train import TrainReport, TrainSpec, plan_run, train
+from tolkit.train import TrainSpec, plan_run
 from tolkit_formats.reader import open_bundle
 from tolkit_formats.tensorfile import TensorFile
 from tolkit_formats.verify import verify
 
-WORDS = ["sun", "moon", "star", "sky", "the", "a", "of", "in", "rises", "falls", "blue", "night"]
 TENSORS_IN_TABLES = (".memory_", "embed_tokens")
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("heal")
-    generator = random.Random(0)
-    lines = [" ".join(generator.choices(WORDS, k=8)) + ".\n" for _ in range(60)]
-    (folder / "sky.txt").write_text("".join(lines))
-    for arch in ("memory", "flex", "dense"):
-        pico_checkpoint(folder / arch, arch)
-        if arch != "dense":
-            coded(folder / arch)
-    return folder
-
-
-def coded(checkpoint: Path, **options: object) -> Path:
-    """A badly compressed bundle of a checkpoint, beside it."""
-    spec = CompressSpec(rank="25%", codec="nf4", **options)  # type: ignore[arg-type]
-    compress(checkpoint, checkpoint.with_suffix(".tol"), spec, progress=SilentProgress())
-    return checkpoint.with_suffix(".tol")
+    return heal_folder(tmp_path_factory.mktemp("heal"))
 
 
 @pytest.fixture
 def spec(work: Path, tmp_path: Path) -> TrainSpec:
-    return TrainSpec(
-        out=tmp_path / "healed.tol",
-        text=(str(work / "sky.txt"),),
-        init=work / "memory.tol",
-        freeze_tables=True,
-        steps=6,
-        sequence=16,
-        batch=4,
-        micro_batch=2,
-        learning_rate=3e-3,
-        save_every=2,
-        dtype="float32",
-        cache_dir=work / "cache",
-    )
-
-
-class Interrupted(BaseException):
-    pass
-
-
-class Interrupting(SilentProgress):
-    """Raises once `steps` steps are done, as a signal between two steps would."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str) -> Iterator["Interrupting"]:
-        yield self
-
-    def advance(self, amount: float) -> None:
-        self.left -= int(amount)
-        if self.left <= 0 and amount:
-            raise Interrupted
-
-    def note(self, text: str) -> None:
-        pass
-
-
-def quiet(spec: TrainSpec) -> TrainReport:
-    return train(spec, SilentProgress())
-
-
-def tables(path: Path) -> dict[str, bytes]:
-    return tree_bytes(path / "tables")
+    return heal_spec(work, tmp_path / "healed.tol")
 
 
 @pytest.mark.parametrize("arch", ["memory", "flex"])
@@ -216,108 +143,6 @@ def test_a_bundle_with_a_folded_layer_heals(
     assert load_runnable(spec.out).rows is not None
 
 
-@pytest.mark.parametrize("after", [1, 3, 6])
-def test_an_interrupted_healing_continues_to_the_same_bits(
-    spec: TrainSpec, work: Path, tmp_path: Path, after: int
-) -> None:
-    spec = replace(spec, distill=work / "memory")
-    whole = replace(spec, out=tmp_path / "whole.tol")
-    first = quiet(whole)
-    with pytest.raises(Interrupted):
-        train(spec, Interrupting(after))
-    assert not spec.out.exists()
-    report = quiet(spec)
-    assert report.resumed_step == (after - 1) // 2 * 2
-    assert report.before == first.before
-    assert tree_bytes(spec.out) == tree_bytes(whole.out)
-
-
-def kill_at(call: int) -> Callable[[str, str], None]:
-    left = [call]
-
-    def hook(operation: str, path: str) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Interrupted
-
-    return hook
-
-
-def test_a_kill_at_any_io_call_leaves_no_output_or_the_whole(
-    spec: TrainSpec, tmp_path: Path
-) -> None:
-    spec = replace(spec, steps=1, save_every=1)
-    calls: list[str] = []
-    with fault_hook(lambda operation, path: calls.append(operation)):
-        quiet(replace(spec, out=tmp_path / "whole.tol"))
-    expected = tree_bytes(tmp_path / "whole.tol")
-    assert "link" in calls
-    for call in range(1, len(calls), len(calls) // 12):
-        run = replace(spec, out=tmp_path / f"{call}.tol")
-        try:
-            with fault_hook(kill_at(call)):
-                quiet(run)
-        except Interrupted:
-            if not run.out.exists():
-                quiet(run)
-        assert tree_bytes(run.out) == expected, call
-
-
-def test_without_hard_links_tables_are_copied(
-    spec: TrainSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*arguments: object, **options: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    quiet(spec)
-    assert spec.init is not None and tables(spec.out) == tables(spec.init)
-    assert all(f.stat().st_nlink == 1 for f in (spec.out / "tables").iterdir())
-
-
-def test_tables_damaged_on_the_way_are_not_published(spec: TrainSpec, tmp_path: Path) -> None:
-    assert spec.init is not None
-    source = tmp_path / "source.tol"
-    shutil.copytree(spec.init, source)
-    (shard,) = (source / "tables").glob("records-*")
-
-    def damage(operation: str, path: str) -> None:
-        if operation == "link" and Path(path).name == shard.name:
-            data = bytearray(shard.read_bytes())
-            data[-3] ^= 1
-            shard.write_bytes(data)
-
-    with fault_hook(damage), pytest.raises(BundleError, match=r"does not match its digest"):
-        quiet(replace(spec, init=source))
-    assert not spec.out.exists()
-    with pytest.raises(BundleError, match=r"source\.tol/tables/"):
-        quiet(replace(spec, init=source))
-    assert not spec.out.exists()
-
-
-def test_the_log_of_a_tuned_checkpoint_starts_with_what_it_was(
-    spec: TrainSpec, work: Path, tmp_path: Path
-) -> None:
-    spec = replace(spec, init=work / "memory", out=tmp_path / "tuned")
-    with pytest.raises(Interrupted):
-        train(spec, Interrupting(1))
-    report = quiet(spec)
-    log = [json.loads(line) for line in (spec.out / "train_log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in log] == list(range(7))
-    assert report.before is not None and log[0]["valid_loss"] == report.before.loss
-
-
-def test_an_existing_output_stays(spec: TrainSpec) -> None:
-    quiet(spec)
-    before = tree_bytes(spec.out)
-    with pytest.raises(OutputExistsError):
-        quiet(replace(spec, seed=3))
-    assert tree_bytes(spec.out) == before
-    quiet(replace(spec, seed=3, force=True))
-    after = tree_bytes(spec.out)
-    assert after["tol.json"] != before["tol.json"] and verify(spec.out)
-
-
 def test_a_bundle_is_not_trained_whole(spec: TrainSpec) -> None:
     with pytest.raises(UsageError, match="expected --freeze-tables too"):
         quiet(replace(spec, freeze_tables=False))
@@ -377,21 +202,6 @@ def test_a_teacher_that_reads_less_is_refused(spec: TrainSpec, tmp_path: Path) -
     short = pico_checkpoint(tmp_path / "short", max_position_embeddings=8)
     with pytest.raises(MismatchError, match="reads at most 8 positions, a window has 16"):
         quiet(replace(spec, distill=short))
-
-
-def test_another_teacher_or_other_frozen_parts_are_another_run(spec: TrainSpec, work: Path) -> None:
-    with pytest.raises(Interrupted):
-        train(spec, Interrupting(3))
-    with pytest.raises(MismatchError, match="with another distill"):
-        quiet(replace(spec, distill=work / "memory"))
-    with pytest.raises(MismatchError, match="with another freeze_embeddings"):
-        quiet(replace(spec, freeze_embeddings=True))
-
-
-def test_a_loss_that_diverges_publishes_nothing(spec: TrainSpec) -> None:
-    with pytest.raises(NonFiniteError, match=r"in step \d of 6"):
-        quiet(replace(spec, learning_rate=1e30, warmup_steps=0))
-    assert not spec.out.exists()
 
 
 def test_evaluating_against_the_checkpoint_says_that_the_bundle_was_healed(

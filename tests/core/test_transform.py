@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from tolkit.compress.allocate import widths_at
-from tolkit.compress.bands import BandsWish, Rows, Walk
+from tolkit.compress.bands import BandsWalk
 from tolkit.compress.transform import Metric, Moments, fit_transform, quantise_rows
+from tolkit.compress.walk import BandsWish, Rows
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import block_pool
 
@@ -180,9 +181,9 @@ def test_a_walk_hands_on_what_a_layer_loses() -> None:
         keep=lambda name, shape: np.empty(shape, np.float32),
     )
     with block_pool(1) as pool:
-        walk = Walk(rows, BandsWish("klt", 0), pool, price=0.1, feedback=True)
+        walk = BandsWalk(rows, BandsWish("klt", 0), pool, price=0.1, feedback=True)
         fits = [
-            walk.layer(lambda a, b, t=t: tables[t, a:b], WIDTH, Metric(None, WIDTH), None)
+            walk.fit(lambda a, b, t=t: tables[t, a:b], WIDTH, Metric(None, WIDTH), None)
             for t in range(2)
         ]
     fit = fits[0]

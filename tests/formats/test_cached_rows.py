@@ -30,6 +30,7 @@ BUNDLES: dict[str, Callable[[Path], object]] = {
     "one token": lambda path: write_nano(path, [RAW_F32], vocab_size=1, tokenizer=False),
     "three tiers, predictors": write_bands,
     "coded, two tiers": write_coded,
+    "coded, a tier of means": lambda path: write_coded(path, counts=(1,)),
     "shards": lambda path: write_nano(path, [NF4], vocab_size=2500, max_shard_bytes=1),
 }
 

@@ -29,11 +29,12 @@ from tokenizers import Tokenizer, decoders, models
 import tolkit
 from tolkit.build import build
 from tolkit.bundling import Resources
+from tolkit.cold_rows import ColdPlanes
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
-from tolkit.compress.bands import BandsWish
+from tolkit.compress.walk import BandsWish
 from tolkit.model import Decoder, ModelConfig, save_checkpoint
 from tolkit.progress import SilentProgress
-from tolkit_formats import open_bundle, verify
+from tolkit_formats import Bundle, open_bundle, verify
 from tolkit_formats.tensorfile import write_tensors
 
 SEED = 20261121
@@ -91,7 +92,15 @@ CODED_GOLDENS = (
         "entropy-coded rows: steps in the rotation, blocks of 8, two tiers",
     ),
 )
-VERSIONS = {"v1.0": GOLDENS, "v1.1": CODED_GOLDENS}
+PARTIAL_GOLDENS = (
+    Golden(
+        "partial-folded-dropped",
+        {"counts": True, "codec": "int8", "keep": "12", "drop": (1,), "plain": (3,)},
+        "12 of 40 tokens have a record, FFN weights in bf16 give the others' rows; 4 layers: 1 "
+        "folded into 2, 3 dropped without folding",
+    ),
+)
+VERSIONS = {"v1.0": GOLDENS, "v1.1": CODED_GOLDENS, "v1.2": PARTIAL_GOLDENS}
 
 
 def make(folder: Path, version: str = "v1.0") -> None:
@@ -116,7 +125,7 @@ def make(folder: Path, version: str = "v1.0") -> None:
         _write(golden, path)
         verify(path)
         bundle = open_bundle(path)
-        rows = bundle.rows(np.arange(bundle.vocab_size))
+        rows = _rows(bundle)
         rows_file = folder / f"{golden.name}.rows.safetensors"
         write_tensors(rows_file, {"rows": ("F32", rows)})
         lines += [
@@ -127,6 +136,19 @@ def make(folder: Path, version: str = "v1.0") -> None:
             f'rows_sha256 = "{_sha256(rows_file)}"',
         ]
     (folder / "PROVENANCE.toml").write_text("\n".join(lines) + "\n")
+
+
+def _rows(bundle: Bundle) -> np.ndarray:
+    """Float32 [V, kept, D], those without a record computed."""
+    ids = np.arange(bundle.vocab_size)
+    if bundle.manifest.partial is None:
+        return bundle.rows(ids)
+    cold = ColdPlanes(bundle)
+    planes = [cold.plane(layer)(torch.from_numpy(ids)) for layer in bundle.layer_ids]
+    rows = torch.stack(planes, dim=1).numpy()
+    hot = np.flatnonzero(bundle.has_record(ids))
+    rows[hot] = bundle.rows(hot)
+    return rows
 
 
 def _write(golden: Golden, path: Path) -> None:
@@ -153,7 +175,10 @@ def _write(golden: Golden, path: Path) -> None:
             compress(source, path, spec, **common)
             return
         spec = CompressSpec(
-            rank=options.get("rank"), codec=options.get("codec"), drop=options.get("drop", ())
+            rank=options.get("rank"),
+            codec=options.get("codec"),
+            drop=options.get("drop", ()),
+            keep_rows=options.get("keep"),
         )
         if "plain" not in options:
             compress(source, path, spec, **common)

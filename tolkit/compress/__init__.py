@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit.calibrate import Calibration, load_metric
+from tolkit.compress.keep import keep_rows
 from tolkit.compress.plan import plan_compress, plan_drop
 from tolkit.compress.spec import CompressSpec, DropSpec
 from tolkit.counts import assumed_counts, load_counts
@@ -71,7 +72,7 @@ def compress(
         plan,
         out,
         command="compress",
-        options=compress_options(spec, weights_kind(source, counts_V), calibration),
+        options=compress_options(spec, weights_kind(source, counts_V), calibration, source),
         weights_V=counts_V,
         resources=resources or Resources(),
         progress=progress or TqdmProgress(),
@@ -90,6 +91,7 @@ def open_for(
     source = open_source(source_path)
     if spec.weights not in ("auto", "none"):
         source.use_counts(load_counts(Path(spec.weights), source))
+    keep_rows(source, spec.keep_rows)
     counts_V = None if spec.weights == "none" else source.token_counts_V
     unknown = counts_V is None and source.slot_of_token_V is None
     if unknown and spec.weights == "auto" and spec.codec == "bands":
@@ -108,7 +110,7 @@ def weights_kind(source: TableSource, counts_V: npt.NDArray[np.uint64] | None) -
 
 
 def compress_options(
-    spec: CompressSpec, weights: str, calibration: Calibration | None
+    spec: CompressSpec, weights: str, calibration: Calibration | None, source: TableSource
 ) -> dict[str, Any]:
     """What the history of a compressed bundle says about how: plain JSON, no paths."""
     options: dict[str, Any] = {
@@ -122,6 +124,8 @@ def compress_options(
     }
     if spec.into is not None:
         options["into"] = [spec.into[layer] for layer in spec.drop]
+    if spec.keep_rows is not None and source.num_rows < source.vocab_size:
+        options["keep_rows"] = source.num_rows
     if spec.codec == "bands" and spec.bands is not None:
         options |= {
             "bits_per_value": spec.bits_per_value,

@@ -69,7 +69,7 @@ def fit_bases(
     needed = [p for p in plan.planes if p.layer <= fitted[-1].layer and not p.copy]
     if not plan.feedback:
         needed = fitted
-    with progress.task("fit bases", len(needed) * source.vocab_size, "rows") as task:
+    with progress.task("fit bases", len(needed) * source.num_rows, "rows") as task:
         for plane in needed:
             task.note(f"layer {plane.layer}")
             shared[plane.layer] = fitter.layer(plane, last=plane is needed[-1], task=task)
@@ -111,7 +111,7 @@ class _Fitter:
     ) -> None:
         self.source, self.plan, self.writer, self.pool = source, plan, writer, pool
         self.weights_V = None if weights_V is None else torch.from_numpy(weights_V)
-        self.shape = (source.vocab_size, source.hidden_size)
+        self.shape = (source.num_rows, source.hidden_size)
         self.carry: npt.NDArray[np.float16] | None = None
         self.carry_path: Path | None = None
         self.done: list[dict[str, Any]] = list(writer.note(_FITTED) or [])

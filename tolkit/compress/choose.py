@@ -15,7 +15,7 @@ from tolkit.compress.choose_measure import Gone, Meter, SetCost
 from tolkit.compress.choose_search import DropWish, Step, better, search_sets, sets_of_one
 from tolkit.errors import GateError, UsageError
 from tolkit.evaluate.forward import Machine
-from tolkit.evaluate.gate_syntax import parse_gate
+from tolkit.evaluate.gates.syntax import parse_gate
 from tolkit.evaluate.windows import Windows
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.tables import Runnable

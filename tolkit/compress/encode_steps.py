@@ -1,4 +1,4 @@
-"""Encoding `steps` into a budget: fit, encode, and once more with less where it came out larger."""
+"""Encoding `steps` into a budget: fit, encode, and again where the size came out wrong."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from tolkit_formats.writer import BundleWriter
 __all__ = ["encode_within", "named_arrays"]
 
 _IN_HAND = 0.003
+_FULL = 0.99  # below that one more attempt is worth its time
 _ATTEMPTS = 4
 _TARGET = "entropy_target"
 _FIT = "bands"  # the note that require_same_fit leaves
@@ -56,8 +57,8 @@ def encode_within(
         UsageError: below the floor.
     """
     budget_bytes = plan.table_bytes
-    target = writer.note(_TARGET) or int(budget_bytes * (1 - _IN_HAND))
-    for _ in range(_ATTEMPTS):
+    first, target = writer.note(_TARGET) or (0, int(budget_bytes * (1 - _IN_HAND)))
+    for attempt in range(first, _ATTEMPTS):
         filled = fitter.fit(target)
         decided = replace(
             filled_plan(plan, filled), coding=filled.coding, layer_bytes=filled.layer_bytes
@@ -65,7 +66,7 @@ def encode_within(
         stored: Stored = named_arrays({i: layer.stored for i, layer in filled.layers.items()})
         stored |= filled.common
         require_same_fit(decided, stored)
-        writer.remember(_TARGET, target)
+        writer.remember(_TARGET, [attempt, target])
         shared = WorkingArrays(filled.layers)
         errors = encode_rows(source, decided, shared, writer, pool, progress, filled.coders)
         size = table_bytes(
@@ -74,11 +75,11 @@ def encode_within(
             mapped_vocab_size=source.vocab_size if source.slot_of_token_V is not None else None,
             shard_bytes=writer.shard_bytes(),
         )
-        if size <= budget_bytes:
+        if size <= budget_bytes and (attempt or size >= _FULL * budget_bytes):
             return replace(decided, table_bytes=size), stored, errors
         target = int(target * budget_bytes / size * (1 - _IN_HAND / 2))
         writer.forget_shards(_FIT)
-        writer.remember(_TARGET, target)
+        writer.remember(_TARGET, [attempt + 1, target])
     raise UsageError(
         f"budget: {budget_bytes:,} bytes could not be met in {_ATTEMPTS} attempts, the last took "
         f"{size:,}",

@@ -1,6 +1,6 @@
 """Codec `steps` for a whole source: the scale that meets a budget, and everything to store at it.
 
-V vocabulary, L layers, D hidden, T tiers, G classes of the grid.
+V vocabulary, L layers, D hidden, T tiers, G classes.
 
 How large records come out is known only once they are coded, but closely foretold by what a walk
 counts: the ideal cost of its symbols and half a byte a record. The caller encodes with a little in
@@ -117,7 +117,7 @@ class StepsFitter:
             UsageError: the target is below the floor.     NonFiniteError: names the layer.
         """
         done = self._search(target_bytes)
-        everything = len(self._sample[1]) == self._job.source.vocab_size
+        everything = len(self._sample[1]) == self._job.source.num_rows
         if not everything and not sample_only:
             done = self._walk(done.scale, done.symbols, everything=True)
         return self._filled(done)
@@ -150,8 +150,9 @@ class StepsFitter:
         job = self._job
         rows, slots = (all_rows(job, self._spill), None) if everything else self._sample
         tables = tables_of(before)
-        walk = StepsWalk(rows, job.wish, job.pool, price=0.0, feedback=job.plan.feedback)
-        walk.start(scale, tables)
+        walk = StepsWalk(
+            rows, job.wish, job.pool, scale=scale, tables=tables, feedback=job.plan.feedback
+        )
         size = len(self._layers) * rows.count
         with self._progress.task("fit steps", size, "rows") as task:
             fits = walk_layers(job, walk.fit, rows, slots, task)

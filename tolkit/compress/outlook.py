@@ -17,7 +17,6 @@ from torch import Tensor
 
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, open_for
-from tolkit.compress.bands import unit_rows
 from tolkit.compress.budget import Filled
 from tolkit.compress.encode import (
     HELD_BYTES,
@@ -32,6 +31,7 @@ from tolkit.compress.resolve import BandsLayer, WorkingArrays
 from tolkit.compress.running import squares
 from tolkit.parallel import BlockPool, block_pool
 from tolkit.progress import Progress, TqdmProgress
+from tolkit.runtime.record_decoder import unit_rows
 from tolkit.sources import TableSource
 from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.records import Tier
@@ -136,11 +136,11 @@ def outlook(
         errors, encoded = _encode_sample(source, done, shared, pool)
         encode_s = time.perf_counter() - started_s
         threads = pool.threads
-    fitted = sampled_rows(source.vocab_size)
-    exact = fitted == source.vocab_size
-    time_s = fit_s + encode_s * source.vocab_size / encoded
+    fitted = sampled_rows(source.num_rows)
+    exact = fitted == source.num_rows
+    time_s = fit_s + encode_s * source.num_rows / encoded
     if not exact:
-        time_s += fit_s / filled.walks * source.vocab_size / fitted
+        time_s += fit_s / filled.walks * source.num_rows / fitted
     values = source.vocab_size * source.num_layers * source.hidden_size
     return Outlook(
         budget_bytes=plan.table_bytes,
@@ -166,7 +166,7 @@ def _encode_sample(
     errors = {plane.layer: ErrorSums() for plane in plan.planes}
     encoded = 0
     for tier in plan.tiers:
-        spans = _spans(tier, source.vocab_size)
+        spans = _spans(tier, source.num_rows)
         rows = sum(stop - first for first, stop in spans)
         encoded += rows
         carries: list[Tensor | None] = [None] * len(spans)
@@ -198,10 +198,10 @@ def _encode_sample(
     return errors, encoded
 
 
-def _spans(tier: Tier, vocab_size: int) -> list[tuple[int, int]]:
+def _spans(tier: Tier, num_rows: int) -> list[tuple[int, int]]:
     """Blocks of a tier as compression cuts them, evenly spaced, at least one."""
     firsts = np.arange(tier.first_slot, tier.first_slot + tier.num_rows, WORK_ROWS)
-    wanted = max(1, round(_BLOCKS * tier.num_rows / vocab_size))
+    wanted = max(1, round(_BLOCKS * tier.num_rows / num_rows))
     places = np.unique(np.linspace(0, len(firsts) - 1, wanted).round().astype(int))
     stop = tier.first_slot + tier.num_rows
     return [(int(first), min(int(first) + WORK_ROWS, stop)) for first in firsts[places]]
@@ -279,7 +279,7 @@ def _memory_bytes(source: TableSource, filled: Filled, rows: int, threads: int) 
     kept = sum(rank * width for rank in ranks) + len(ranks) * predicts * width * width
     layer = 8 * (4 * joint * joint + 6 * width * width) + 3 * 8 * min(rows, 4096) * width
     stride = max(tier.stride for tier in filled.tiers)
-    held = min(source.vocab_size, HELD_BYTES // (stride + 4 * width))
+    held = min(source.num_rows, HELD_BYTES // (stride + 4 * width))
     working = 2 * 4 * max(ranks) * width + 4 * predicts * width * width
     # Of a held row: its record, carry, target and, for predictions, embedding.
     blocks = held * (stride + 4 * width * (2 + predicts)) + threads * 6 * 4 * WORK_ROWS * width
@@ -290,6 +290,6 @@ def _scratch_bytes(source: TableSource, layers: int, calibrated: bool, fitted: i
     """Files that go at the end: rows in passing, and square matrices of each layer."""
     width = source.hidden_size
     rows = 3 * 4 * fitted * width
-    if fitted < source.vocab_size:
-        rows += 3 * 2 * source.vocab_size * width
+    if fitted < source.num_rows:
+        rows += 3 * 2 * source.num_rows * width
     return rows + layers * 4 * width * width * (5 if calibrated else 1)

@@ -10,10 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tolkit.compress.bands import BandsWish
 from tolkit.compress.fold import drop, members_of
 from tolkit.compress.spec import CompressSpec, DropSpec, named_codec, parse_ranks
 from tolkit.compress.tiers import TierRange
+from tolkit.compress.walk import BandsWish
 from tolkit.errors import UsageError
 from tolkit.sources import TableSource, lineage
 from tolkit_formats.codecs import Bands, Codec, Raw, Steps, Svd, codec_from_json
@@ -231,7 +231,7 @@ def _plan(
     warnings: list[str],
     ranges: Sequence[TierRange] = (),
 ) -> EncodePlan:
-    ranges = ranges or ((0, source.vocab_size),)
+    ranges = ranges or ((0, source.num_rows),)
     coding = source.coding if any(isinstance(p.codecs[0], Steps) for p in planes) else None
     tiers = tuple(
         lay_out(

@@ -27,7 +27,7 @@ def recipe_of(
 ) -> str:
     """The recipe of what `compress` would write; see `tolkit.measured.recipe_digest`."""
     return recipe_digest(
-        compress_options(spec, weights_kind(source, counts_V), calibration),
+        compress_options(spec, weights_kind(source, counts_V), calibration, source),
         sources=source.sources(),
         parent=source.identity,
         counts_V=source.token_counts_V,

@@ -1,6 +1,6 @@
 """From fits and symbol counts to what is stored: codecs, models and shared arrays of `steps`.
 
-V vocabulary, D hidden, T tiers, R rows of a basis, G classes of the grid, K those in use.
+V vocabulary, D hidden, T tiers, R rows of a basis, G classes, K those in use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from tolkit.compress.codecs.bands import ANALYSIS
 from tolkit.compress.codecs.steps import StepTables
 from tolkit.compress.resolve import packed_rows, runs_of, stored_predictor
-from tolkit.compress.step_classes import GRID
+from tolkit.compress.step_classes import CLASSES
 from tolkit.compress.steps import StepsFit, Symbols
 from tolkit_formats.bitpack import Run
 from tolkit_formats.codecs import Steps
@@ -58,14 +58,17 @@ def class_models(fits: Sequence[StepsFit], symbols: Symbols, tables: StepTables)
 
     A class can code what it was seen to hold, and everything nearer to zero.
     """
-    used = {int(c) for fit in fits for c in np.unique(fit.class_TR)} or {0}
+    used = {0}
+    for fit in fits:
+        tiers, count = fit.class_TR.shape
+        used |= {int(c) for tier in range(tiers) for c in fit.classes_of(tier, count)}
     order = np.array(sorted(used))
     counts_KS = symbols.counts_TGS.sum(axis=0)[order]
     largest_K = np.array([_largest(counts_S) for counts_S in counts_KS])
     codable_KS = np.arange(counts_KS.shape[1]) <= 2 * largest_K[:, None]
     counts_KS = np.where(codable_KS, np.maximum(counts_KS, 0.5), 0.0)
     freqs_KS = normalised(counts_KS[:, : 2 * int(largest_K.max()) + 1])
-    place_G = np.full(GRID, -1)
+    place_G = np.full(CLASSES, -1)
     place_G[order] = np.arange(len(order))
     kept = torch.from_numpy(order)
     cut = StepTables(
@@ -76,7 +79,7 @@ def class_models(fits: Sequence[StepsFit], symbols: Symbols, tables: StepTables)
     )
     arrays = stored_models(freqs_KS)
     offsets_K3 = cut.offsets_K3.numpy().astype(np.float16)
-    bits_GS = np.zeros((GRID, freqs_KS.shape[1]))
+    bits_GS = np.zeros((CLASSES, freqs_KS.shape[1]))
     bits_GS[order] = np.where(freqs_KS > 0, 14 - np.log2(np.maximum(freqs_KS, 1)), 0.0)
     return CodedModels(
         Models(freqs_KS),
@@ -157,9 +160,19 @@ def resolve_steps(fit: StepsFit, coded: CodedModels, width: int) -> StepsLayer:
     for tier, class_R in enumerate(fit.class_TR):
         coded_R = np.flatnonzero(class_R)
         count = int(coded_R[-1]) + 1 if len(coded_R) else 0
-        codec = Steps(width, tier, len(fit.class_TR), count, basis_runs, fit.exponent)
+        fine_C = np.trim_zeros(fit.fine_TR[tier, :count], "b")
+        codec = Steps(
+            width,
+            tier,
+            len(fit.class_TR),
+            count,
+            basis_runs,
+            fit.exponent,
+            runs_of(fine_C.tolist()),
+        )
         codecs.append(codec)
         if count:
-            stored[codec.classes_name] = ("U8", coded.place_G[class_R[:count]].astype(np.uint8))
+            places = coded.place_G[fit.classes_of(tier, count)]
+            stored[codec.classes_name] = ("U8", places.astype(np.uint8))
     predictor = stored_predictor(fit.predictor, fit.predictor_bits, stored)
     return StepsLayer(tuple(codecs), predictor, stored, fit.analysis_DR, 1 / power, coded.tables)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from tolkit.compress.bands import BandsWish
+from tolkit.compress.walk import BandsWish
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Codec, codec_from_json
 from tolkit_formats.codecs.bands import MAX_WIDTH
@@ -60,6 +60,8 @@ class CompressSpec:
         bands: its other parameters.
         coding: of ``bands``: ``fixed`` (records of one length, packed widths) or ``entropy``
             (codec ``steps``, format 1.1: records of variable length, smaller and slower).
+        keep_rows: store only the most frequent tokens, ``5000`` or ``25%`` of V; rows of others
+            are computed from FFN weights that the bundle keeps (format 1.2). None stores all.
     """
 
     rank: str | None = None
@@ -75,6 +77,7 @@ class CompressSpec:
     calibration: str | None = None
     bands: BandsWish | None = None
     coding: str = "fixed"
+    keep_rows: str | None = None
 
     def __post_init__(self) -> None:
         if self.bits_per_value is not None or self.budget_bytes is not None:
@@ -96,10 +99,10 @@ class CompressSpec:
             raise UsageError(
                 f"--codec: {self.codec!r} is not offered, expected {', '.join(CODEC_NAMES)}"
             )
-        if self.rank is None and self.codec is None and not self.drop:
+        if self.rank is None and self.codec is None and not self.drop and not self.keep_rows:
             raise UsageError(
                 "compress: nothing to do",
-                hint="give --rank, --bits, --codec or --drop",
+                hint="give --rank, --bits, --codec, --drop or --keep-rows",
             )
 
     def _check_bands(self) -> None:

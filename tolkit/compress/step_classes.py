@@ -9,25 +9,34 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from tolkit_formats.codecs.steps import MAX_FINE_BITS
+
 __all__ = [
+    "CLASSES",
+    "FINE_CLASS",
     "GRID",
     "PRICE",
     "bits_at",
     "class_of",
+    "fine_bits",
     "gaussian_bits",
     "kept_rows",
-    "wider_steps",
 ]
 
-GRID = 64
-"""Classes there can be; class 0 is coded as nothing but zeros."""
+GRID = 33
+"""Classes by deviation, up to _LARGEST_RATIO; class 0 is coded as nothing but zeros."""
+
+FINE_CLASS = GRID - 1
+"""Second symbols that add b bits are of class FINE_CLASS + b."""
+
+CLASSES = GRID + MAX_FINE_BITS
 
 PRICE = 0.12
 """Squared error, in steps, that one bit must remove; 2 ln 2 / 12 in theory at high rates."""
 
 _PER_OCTAVE = 6
 _LEAST_RATIO = 0.2
-_LARGEST_RATIO = 32.0
+_LARGEST_RATIO = 8.0
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -40,17 +49,29 @@ def class_of(ratio_TR: Floats) -> Integers:
     return np.asarray(np.clip(places + 1, 0, GRID - 1), np.int64)
 
 
+def fine_bits(ratio: Floats) -> Integers:
+    """Bits of a second symbol that leave at most _LARGEST_RATIO to the first; mostly 0.
+
+    A coefficient of many steps would need more magnitudes than an alphabet has. Over that width
+    it is as good as evenly spread within a multiple of 2^b steps, so nothing is lost in two parts.
+    """
+    octaves = np.ceil(np.log2(np.maximum(ratio, _LARGEST_RATIO) / _LARGEST_RATIO))
+    return np.asarray(np.minimum(octaves, MAX_FINE_BITS), np.int64)
+
+
 def bits_at(ratio: Floats, costs_G: Floats) -> Floats:
-    """Mean bits of a symbol by the coefficient's deviation in steps, from those of the classes."""
+    """Mean bits of a coefficient by its deviation in steps, from those of the classes."""
+    fine = fine_bits(ratio)
     with np.errstate(divide="ignore"):
-        places = np.log2(ratio / _LEAST_RATIO) * _PER_OCTAVE + 0.5
-    return np.where(places < 0.5, 0.0, np.interp(places, np.arange(GRID), costs_G))
+        places = np.log2(ratio / 2.0**fine / _LEAST_RATIO) * _PER_OCTAVE + 0.5
+    return np.where(places < 0.5, 0.0, np.interp(places, np.arange(GRID), costs_G[:GRID]) + fine)
 
 
 def gaussian_bits() -> Floats:
     """The same for each class if its coefficients are Gaussian, before anything was counted."""
     ratios_G = _LEAST_RATIO * 2.0 ** ((np.arange(GRID) - 0.5) / _PER_OCTAVE)
-    costs_G = np.zeros(GRID)
+    costs_G = np.zeros(CLASSES)
+    costs_G[GRID:] = np.arange(1, MAX_FINE_BITS + 1)
     for place in range(1, GRID):
         edges = torch.arange(4096, dtype=torch.float64) + 0.6
         below = torch.erf(edges / (ratios_G[place] * 2**0.5))
@@ -80,9 +101,3 @@ def _gain(ratio: Floats) -> Floats:
     level = 1 / 12
     variance = np.maximum(np.where(ratio >= _LEAST_RATIO, ratio, 0.0) ** 2, level)
     return np.asarray(variance - level - level * np.log(variance / level))
-
-
-def wider_steps(ratio_TR: Floats) -> Floats:
-    """Powers of two that bring the largest ratio of each component to _LARGEST_RATIO or less."""
-    largest_R = np.maximum(ratio_TR.max(axis=0, initial=0.0), _LARGEST_RATIO)
-    return np.asarray(2.0 ** np.ceil(np.log2(largest_R / _LARGEST_RATIO)))

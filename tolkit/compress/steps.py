@@ -1,6 +1,6 @@
 """Fitting codec `steps`: one step for all coefficients in the metric, symbols for an entropy coder.
 
-V rows, D hidden, T tiers, R rows of a basis, G classes of the grid, M magnitudes.
+V rows, D hidden, T tiers, R rows of a basis, P symbols of a row, G classes, M magnitudes.
 
 At a high rate a uniform step and an entropy coder lose a quarter of a bit to the best possible
 quantiser at any variance, so nothing has to be shared out: the squared error a bit removes is the
@@ -19,11 +19,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tolkit.compress.bands import PlaneRows, Walk
 from tolkit.compress.codecs.steps import StepTables, quantised_steps
-from tolkit.compress.step_classes import GRID, PRICE, class_of, kept_rows, wider_steps
-from tolkit.compress.transform import Metric, Quantised, Transform, quantise_rows
-from tolkit.progress import Task
+from tolkit.compress.step_classes import (
+    CLASSES,
+    FINE_CLASS,
+    GRID,
+    PRICE,
+    class_of,
+    fine_bits,
+    kept_rows,
+)
+from tolkit.compress.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
+from tolkit.compress.walk import BandsWish, Rows, Walk
+from tolkit.parallel import BlockPool
 
 __all__ = ["StepsFit", "StepsWalk", "Symbols", "tables_of"]
 
@@ -47,8 +55,8 @@ class Symbols:
 
     counts_TGS: Floats
     layer_counts: list[Floats] = field(default_factory=list)
-    short_G3: Floats = field(default_factory=lambda: np.zeros((GRID, 3)))
-    found_G3: Floats = field(default_factory=lambda: np.zeros((GRID, 3)))
+    short_G3: Floats = field(default_factory=lambda: np.zeros((CLASSES, 3)))
+    found_G3: Floats = field(default_factory=lambda: np.zeros((CLASSES, 3)))
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,7 @@ class StepsFit:
         step_T: of each tier.
         worth_TR: weight x importance x variance of every component, coded or not.
         class_TR: class of the components that have a row of the basis.
+        fine_TR: bits their second symbols add, 0 where there is none.
     """
 
     mean_D: Tensor
@@ -78,95 +87,105 @@ class StepsFit:
     step_T: Floats
     worth_TR: Floats
     class_TR: Integers
+    fine_TR: Integers
+
+    def classes_of(self, tier: int, count: int) -> Integers:
+        """Of the symbols of the first `count` components: their first ones, then the second."""
+        fine_C = self.fine_TR[tier, :count]
+        return np.concatenate([self.class_TR[tier, :count], FINE_CLASS + fine_C[fine_C > 0]])
 
 
-class StepsWalk(Walk):
-    """One pass through the layers at one scale; `Walk` says what there is to know.
+class StepsWalk(Walk[StepsFit]):
+    """One pass through the layers at one scale; the arguments besides are `Walk`'s.
 
     Args:
         scale: the step in the metric for a row of weight 1; None passes no loss on and codes
             nothing, to learn variances.
         tables: thresholds and reconstruction, of the walk before.
+
+    Attributes:
+        symbols: what was counted so far.
     """
 
-    scale: float | None = None
-    tables: StepTables
-    symbols: Symbols
-
-    def start(self, scale: float | None, tables: StepTables) -> StepsWalk:
-        """Set what `Walk` does not know."""
+    def __init__(
+        self,
+        rows: Rows,
+        wish: BandsWish,
+        pool: BlockPool,
+        *,
+        scale: float | None,
+        tables: StepTables,
+        feedback: bool,
+    ) -> None:
+        super().__init__(rows, wish, pool, feedback=feedback)
         self.scale, self.tables = scale, tables
-        shape = (len(self.rows.ranges), GRID, 2 * _MAGNITUDES)
-        self.symbols = Symbols(np.zeros(shape))
-        return self
+        self.symbols = Symbols(np.zeros((len(rows.ranges), CLASSES, 2 * _MAGNITUDES)))
 
-    def fit(self, read: PlaneRows, width: int, metric: Metric, task: Task | None) -> StepsFit:
-        """Fit one plane, count its symbols and move the carry past it.
-
-        Raises:
-            NonFiniteError: values too large for the spill or the sums.
-        """
-        targets = self.rows.scratch("target")
-        transform = self._transform(self._moments(read, targets, width), metric, width)
+    def _fit(
+        self, targets: npt.NDArray[np.generic], transform: Transform, metric: Metric
+    ) -> StepsFit:
         weight_T = self._tier_weights()
         variances_TR, _, _ = self._measure(targets, transform)
         worth_TR = weight_T[:, None] * variances_TR * transform.importance_R.numpy()
-        fit = self._decided(transform, worth_TR, weight_T)
+        fit = self._decided(transform, worth_TR, weight_T, metric)
         if self.scale is not None:
             synthesis_RD = transform.synthesis_RD if fit.basis is None else fit.basis.values_RD
             scaled_RD = (synthesis_RD * torch.from_numpy(fit.unit_R)[:, None]).float()
             self._quantise(fit, targets, scaled_RD)
-        if task is not None:
-            task.advance(self.rows.count)
-        self._layer += 1
         return fit
 
-    def _decided(self, transform: Transform, worth_TR: Floats, weight_T: Floats) -> StepsFit:
+    def _decided(
+        self, transform: Transform, worth_TR: Floats, weight_T: Floats, metric: Metric
+    ) -> StepsFit:
         scale = self.scale or math.inf
         ratio_TR = np.sqrt(worth_TR) / scale
         keep = np.arange(worth_TR.shape[1])
         bits_R = np.zeros(len(keep), np.int64)
         if self.wish.transform == "klt":
             keep, bits_R = kept_rows(ratio_TR, np.array(self.rows.tier_rows), worth_TR.shape[1])
-        basis = None
+        basis, analysis_DR = None, transform.analysis_DR
         if self.wish.transform == "klt":
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
-        # A component of very many steps gets fewer and wider ones, or its symbols would be cut off.
-        factor_R = wider_steps(ratio_TR[:, keep])
-        if self.wish.transform == "hadamard":
-            factor_R[:] = factor_R.max()  # there is no basis to carry them
-        unit_R = factor_R / np.sqrt(transform.importance_R.numpy()[keep])
-        analysis_DR = transform.analysis_DR[:, keep] / torch.from_numpy(unit_R)
+            analysis_DR = analysis_for(basis.values_RD, metric)
+        unit_R = 1 / np.sqrt(transform.importance_R.numpy()[keep])
+        fine_TR = fine_bits(ratio_TR[:, keep])
         return StepsFit(
             transform.mean_D,
             transform.exponent,
             transform.predictor,
             transform.predictor_bits,
-            self._kept(analysis_DR.float()),
+            self._kept((analysis_DR / torch.from_numpy(unit_R)).float()),
             basis,
             bits_R,
             unit_R,
             np.ones(len(weight_T)) if self.scale is None else scale / np.sqrt(weight_T),
             worth_TR,
-            class_of(ratio_TR[:, keep] / factor_R),
+            class_of(ratio_TR[:, keep] / 2.0**fine_TR),
+            fine_TR,
         )
 
     def _quantise(self, fit: StepsFit, targets: npt.NDArray[np.generic], scaled_RD: Tensor) -> None:
         carry = self.rows.scratch(f"carry{self._layer % 2}")
         steps = torch.from_numpy(fit.step_T).float()
+        count = fit.class_TR.shape[1]
+        classes_TP = [torch.from_numpy(fit.classes_of(t, count)) for t in range(len(steps))]
 
         def step(block: tuple[int, int, int]) -> tuple[int, Floats, Floats, Floats]:
             tier, first, stop = block
             residual_ND = self._residual(targets, fit, first, stop)
             units_NR = residual_ND @ fit.analysis_DR / steps[tier]
-            classes_R = torch.from_numpy(fit.class_TR[tier])
-            symbols_NR, values_NR = quantised_steps(units_NR, classes_R, self.tables)
+            symbols_NP, values_NR = quantised_steps(
+                units_NR, classes_TP[tier], torch.from_numpy(fit.fine_TR[tier]), self.tables
+            )
             if self.feedback:
                 residual_ND -= (values_NR * steps[tier]) @ scaled_RD
                 self._spill(carry, first, residual_ND)
-            return (tier, *_counted(symbols_NR.numpy(), units_NR.numpy(), fit.class_TR[tier]))
+            one_R = fit.fine_TR[tier] == 0
+            counts = _counts(symbols_NP.numpy(), classes_TP[tier].numpy())
+            short = _short(symbols_NP.numpy(), units_NR.numpy(), fit.class_TR[tier], one_R)
+            return (tier, counts, *short)
 
-        layer_counts = np.zeros((GRID, 2 * _MAGNITUDES))
+        layer_counts = np.zeros((CLASSES, 2 * _MAGNITUDES))
         for tier, counts, short, found in self.pool.map(step, self.rows.blocks()):
             first, stop = self.rows.ranges[tier]
             share = self.rows.tier_rows[tier] / (stop - first)
@@ -179,19 +198,27 @@ class StepsWalk(Walk):
             self._carry = carry
 
 
-def _counted(
-    symbols_NR: npt.NDArray[np.uint8], units_NR: npt.NDArray[np.float32], class_R: Integers
-) -> tuple[Floats, Floats, Floats]:
-    size = GRID * 2 * _MAGNITUDES
-    flat = (symbols_NR + class_R * 2 * _MAGNITUDES).reshape(-1)
-    counts = np.bincount(flat, minlength=size).reshape(GRID, -1).astype(np.float64)
-    rows, columns = np.nonzero(symbols_NR)
-    magnitude = (symbols_NR[rows, columns].astype(np.int64) + 1) // 2
+def _counts(symbols_NP: npt.NDArray[np.uint8], class_P: Integers) -> Floats:
+    """How often each symbol of each class stands there: [G, 2 M]."""
+    flat = (symbols_NP + class_P * 2 * _MAGNITUDES).reshape(-1)
+    counts = np.bincount(flat, minlength=CLASSES * 2 * _MAGNITUDES)
+    return counts.reshape(CLASSES, -1).astype(np.float64)
+
+
+def _short(
+    symbols_NP: npt.NDArray[np.uint8],
+    units_NR: npt.NDArray[np.float32],
+    class_R: Integers,
+    one_R: npt.NDArray[np.bool_],
+) -> tuple[Floats, Floats]:
+    """`Symbols.short_G3` and `found_G3` of coefficients of one symbol."""
+    rows, columns = np.nonzero(symbols_NP[:, : len(class_R)] * one_R)
+    magnitude = (symbols_NP[rows, columns].astype(np.int64) + 1) // 2
     place = class_R[columns] * 3 + np.minimum(magnitude, 3) - 1
     short = magnitude - np.abs(units_NR[rows, columns].astype(np.float64))
-    sums = np.asarray(np.bincount(place, short, minlength=3 * GRID), np.float64)
-    found = np.bincount(place, minlength=3 * GRID).astype(np.float64)
-    return counts, sums.reshape(GRID, 3), found.reshape(GRID, 3)
+    sums = np.asarray(np.bincount(place, short, minlength=3 * CLASSES), np.float64)
+    found = np.bincount(place, minlength=3 * CLASSES).astype(np.float64)
+    return sums.reshape(CLASSES, 3), found.reshape(CLASSES, 3)
 
 
 def tables_of(symbols: Symbols | None) -> StepTables:
@@ -200,9 +227,9 @@ def tables_of(symbols: Symbols | None) -> StepTables:
     A magnitude is taken where its squared error and PRICE times its bits are least, and read as
     the mean of what took it.
     """
-    zero_G, shift_G = np.full(GRID, 0.6), np.full(GRID, 0.1)
-    offsets_G3 = np.zeros((GRID, 3))
-    largest_G = np.full(GRID, _MAGNITUDES - 1)
+    zero_G, shift_G = np.full(CLASSES, 0.6), np.full(CLASSES, 0.1)
+    offsets_G3 = np.zeros((CLASSES, 3))
+    largest_G = np.full(CLASSES, _MAGNITUDES - 1)
     largest_G[0] = 0
     if symbols is not None:
         few_G3 = symbols.found_G3 < _ENOUGH
@@ -210,6 +237,7 @@ def tables_of(symbols: Symbols | None) -> StepTables:
         offsets_G3 = np.where(few_G3, 0.0, np.clip(means, -0.25, 0.45))
         offsets_G3 = offsets_G3.astype(np.float16).astype(np.float64)
         zero_G, shift_G = _thresholds(symbols.counts_TGS.sum(axis=0), offsets_G3)
+    zero_G[GRID:], shift_G[GRID:] = 0.5, 0.0  # what is left by a first symbol is evenly spread
     return StepTables(
         torch.from_numpy(zero_G).float(),
         torch.from_numpy(shift_G).float(),
@@ -225,7 +253,7 @@ def _thresholds(counts_GS: Floats, offsets_G3: Floats) -> tuple[Floats, Floats]:
     )
     total_G = counts_GS.sum(axis=1)
     bits = -np.log2((by_magnitude[:, :3] + 0.5) / (total_G + 1)[:, None])
-    values = np.arange(3) - np.concatenate([np.zeros((GRID, 1)), offsets_G3[:, :2]], axis=1)
+    values = np.arange(3) - np.concatenate([np.zeros((CLASSES, 1)), offsets_G3[:, :2]], axis=1)
     apart = np.diff(values, axis=1)
     starts = (values[:, 1:] + values[:, :-1]) / 2 + PRICE * np.diff(bits, axis=1) / (2 * apart)
     known = total_G >= _ENOUGH

@@ -18,9 +18,18 @@ from torch import Tensor
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import one_intra_op_thread
 
-__all__ = ["Metric", "Moments", "Quantised", "Transform", "fit_transform", "quantise_rows"]
+__all__ = [
+    "Metric",
+    "Moments",
+    "Quantised",
+    "Transform",
+    "analysis_for",
+    "fit_transform",
+    "quantise_rows",
+]
 
 _RIDGE = 1e-4
+_TINY = 1e-10
 _METRIC_FLOOR = 0.01  # of the mean diagonal, LAB finding 4
 
 
@@ -168,6 +177,20 @@ def fit_transform(moments: Moments, metric: Metric, predictor_bits: int) -> Tran
         variances_R=variances_R,
         exponent=exponent,
     )
+
+
+def analysis_for(basis_RD: Tensor, metric: Metric) -> Tensor:
+    """Coefficients of targets in a rounded basis, by least squares in the metric: float64 [D, R].
+
+    What rounding turned a row by, the other rows make up for as far as there are any.
+    """
+    metric_DD = metric.root_DD @ metric.root_DD
+    with one_intra_op_thread():
+        gram_RR = basis_RD @ metric_DD @ basis_RD.T
+        diagonal_R = gram_RR.diagonal()
+        diagonal_R += _TINY * diagonal_R + _TINY * diagonal_R.sum()  # rows rounded to the same
+        coefficients_RD: Tensor = torch.linalg.solve(gram_RR, basis_RD @ metric_DD)
+    return coefficients_RD.T
 
 
 def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:

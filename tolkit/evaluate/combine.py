@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from tolkit.evaluate.lm_eval_result import HarnessResult
+from tolkit.evaluate.lm_eval.result import HarnessResult
 from tolkit.evaluate.result import EvalResult, Metric, TaskItems
 from tolkit.evaluate.tasks import TaskResult
 from tolkit.evaluate.tasks.measures import hits

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tolkit.evaluate.gate_syntax import is_ratio
 from tolkit.evaluate.gates import GateVerdict
+from tolkit.evaluate.gates.syntax import is_ratio
 from tolkit.evaluate.result import METRIC_NAMES, Conditions, EvalResult, Metric
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.quality_log import QualityRecord

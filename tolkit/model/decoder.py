@@ -209,6 +209,7 @@ class Decoder(nn.Module):
             plane_nD = planes[layer] if planes else None
             if plane_nD is not None:
                 row_BTD = tokens.gather(plane_nD.to(device=device, dtype=dtype))
+            del plane_nD  # or two layers' planes are alive while the next is decoded
             store = None if cache is None else cache.layer(layer)
             stream_BTD = self.block(layer)(stream_BTD, rope, row_BTD, store, visible_B1TS)
         if cache is not None:

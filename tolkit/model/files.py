@@ -36,6 +36,7 @@ __all__ = [
     "TOKENIZER_FILES",
     "TORCH_DTYPES",
     "CheckpointFiles",
+    "as_tensor",
     "checkpoint_tensors",
     "expected_shapes",
     "mapped_tensor",
@@ -80,8 +81,11 @@ def require_finite(tensor: Tensor, name: str, where: Path | str) -> None:
 
 def mapped_tensor(file: TensorFile, name: str) -> Tensor:
     """A tensor mapped from a safetensors file, in its stored dtype; writing to it crashes."""
-    stored = file.array(name)
-    dtype = TORCH_DTYPES[file.infos[name].dtype]
+    return as_tensor(file.array(name), TORCH_DTYPES[file.infos[name].dtype])
+
+
+def as_tensor(stored: npt.NDArray[Any], dtype: torch.dtype) -> Tensor:
+    """A mapped array of the reader's (BF16 as its uint16 bits) as a tensor of `dtype`."""
     if stored.ctypes.data % dtype.itemsize:
         stored = stored.copy()  # a header whose length is not a multiple of the item size
     with warnings.catch_warnings():

@@ -6,18 +6,31 @@ D hidden, K FFN inner size, n token ids.
 from __future__ import annotations
 
 import threading
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
 from tolkit.errors import NonFiniteError, UsageError
-from tolkit.model.files import CheckpointFiles, require_finite
+from tolkit.model.config import ModelConfig
+from tolkit.model.files import require_finite
 from tolkit.model.layers import rms_norm
 
-__all__ = ["LayerFfn"]
+__all__ = ["FfnFiles", "LayerFfn"]
 
 _buffers = threading.local()
+
+
+class FfnFiles(Protocol):
+    """Where a layer's weights come from: a checkpoint's files, or those a partial bundle keeps."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def config(self) -> ModelConfig: ...
+    def tensor(self, name: str) -> Tensor: ...
 
 
 class LayerFfn:
@@ -36,7 +49,7 @@ class LayerFfn:
 
     def __init__(
         self,
-        files: CheckpointFiles,
+        files: FfnFiles,
         layer: int,
         *,
         device: torch.device | str = "cpu",

@@ -19,6 +19,7 @@ from torch import Tensor
 from tolkit.rotation import rotated
 from tolkit_formats.bitpack import FieldLayout
 from tolkit_formats.codecs import Bands, Steps
+from tolkit_formats.rans_models import MAX_SYMBOLS
 
 __all__ = ["BandsFields", "ExpandedPlane", "StepsFields", "codebook_starts"]
 
@@ -98,26 +99,34 @@ class StepsFields:
 
     def __init__(self, planes: Sequence[tuple[Steps, Shared, int]], device: torch.device) -> None:
         self.counts: tuple[int, ...] = tuple(codec.count for codec, _, _ in planes)
-        places, firsts, steps = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)], [np.zeros(0)]
+        drawn = [_symbols(*plane) for plane in planes if plane[0].count]
         levels = np.zeros(0, np.float32)
-        for codec, shared, offset in planes:
-            if not codec.count:
-                continue
-            # Without its basis a codec prepares the levels alone; all planes have the same ones.
-            ready = replace(codec, basis=()).prepared(shared)
-            levels = ready["levels"]
-            places.append(offset + np.arange(codec.count))
-            firsts.append(ready["first"])
-            steps.append(np.full(codec.count, ready["basis"][0, 0]))
-        self.place_C = torch.from_numpy(np.concatenate(places)).to(device)
-        self.first_C = torch.from_numpy(np.concatenate(firsts).astype(np.int32)).to(device)
-        self.steps_C = torch.from_numpy(np.concatenate(steps).astype(np.float32)).to(device)
+        if drawn:
+            # All planes have the same levels; a coefficient of one symbol takes 0 for its second.
+            levels = np.concatenate([drawn[0].levels, np.zeros(MAX_SYMBOLS, np.float32)])
+            nothing = len(drawn[0].levels)
+            seconds = [np.where(each.fine > 0, each.second_first, nothing) for each in drawn]
+            self.second_first_C = _joined(seconds, np.int32, device)
+        self.place_C = _joined([each.place for each in drawn], np.int64, device)
+        self.first_C = _joined([each.first for each in drawn], np.int32, device)
+        self.steps_C = _joined([each.step for each in drawn], np.float32, device)
+        self.second_C = _joined([each.second for each in drawn], np.int64, device)
+        self.factor_C = _joined([2.0**each.fine for each in drawn], np.float32, device)
+        self._is_fine = any(each.fine.any() for each in drawn)
         self.levels = torch.from_numpy(levels).to(device)
 
     def in_steps(self, records_nS: Tensor, part: slice = slice(None), *, start: int = 0) -> Tensor:
         """Levels, float32 [n, C], of symbol planes U8 [n, S]; arguments as `coefficients`."""
-        index_nC = records_nS.index_select(1, self.place_C[part] - start).int()
-        index_nC += self.first_C[part]
+        values_nC = self._looked_up(records_nS, self.place_C[part] - start, self.first_C[part])
+        if self._is_fine:
+            values_nC *= self.factor_C[part]
+            second_C = self.second_C[part] - start
+            values_nC += self._looked_up(records_nS, second_C, self.second_first_C[part])
+        return values_nC
+
+    def _looked_up(self, records_nS: Tensor, place_C: Tensor, first_C: Tensor) -> Tensor:
+        index_nC = records_nS.index_select(1, place_C).int()
+        index_nC += first_C
         return self.levels.index_select(0, index_nC.view(-1)).view(index_nC.shape)
 
     def coefficients(
@@ -125,6 +134,42 @@ class StepsFields:
     ) -> Tensor:
         """Levels times the step: float32 [n, C]; arguments as those of `BandsFields`."""
         return self.in_steps(records_nS, part, start=start).mul_(self.steps_C[part])
+
+
+@dataclass(frozen=True)
+class _Symbols:
+    """One plane's symbols [c]: places in the record, first levels, the step, fine bits."""
+
+    place: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+    second_first: NDArray[np.int64]
+    step: NDArray[np.float32]
+    fine: NDArray[np.int64]
+    levels: NDArray[np.float32]
+
+
+def _symbols(codec: Steps, shared: Shared, offset: int) -> _Symbols:
+    # Without its basis a codec prepares the levels alone.
+    ready = replace(codec, basis=()).prepared(shared)
+    place = offset + np.arange(codec.count)
+    two = np.flatnonzero(codec.fine_C)
+    second, second_first = place.copy(), np.zeros(codec.count, np.int64)
+    second[two] = offset + np.arange(codec.count, codec.num_symbols)
+    second_first[two] = ready["first"][codec.count :]
+    return _Symbols(
+        place=place,
+        first=ready["first"][: codec.count],
+        second=second,
+        second_first=second_first,
+        step=np.full(codec.count, ready["basis"][0, 0]),
+        fine=codec.fine_C,
+        levels=ready["levels"],
+    )
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: Any, device: torch.device) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0), *parts]).astype(dtype)).to(device)
 
 
 @dataclass(frozen=True)

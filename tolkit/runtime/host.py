@@ -5,7 +5,7 @@ n ids asked for, V vocabulary, S record stride.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tolkit_formats.records import Tier
 __all__ = ["HostRows", "require_room", "resident_bytes"]
 
 _CHUNK_BYTES = 4 << 20
+_HELD_BYTES = 4 << 20
 
 
 def resident_bytes(bundle: Bundle) -> int:
@@ -135,6 +136,9 @@ class HostRows:
             rows = torch.from_numpy(slots[where] - tier.first_slot)
             stored_VS = self._records[tier.index]
             index = None if isinstance(where, slice) else torch.from_numpy(where).to(self._device)
+            if not self._on_gpu and len(rows) * tier.stride > _HELD_BYTES:
+                pieces.append(TierRecords(tier.index, index, _plane_reader(tier, stored_VS, rows)))
+                continue
             records = torch.empty(
                 (len(rows), tier.stride), dtype=torch.uint8, pin_memory=self._on_gpu
             )
@@ -158,7 +162,7 @@ class HostRows:
             ) from error
         into_VS = stored_VS.numpy()
         size_bytes = 0
-        step = max(1, _CHUNK_BYTES // tier.stride)
+        step = max(1, _CHUNK_BYTES // max(1, tier.stride))
         for first in range(0, tier.num_rows, step):
             rows = np.arange(first, min(first + step, tier.num_rows))
             size_bytes += files.read(tier, rows, into_VS[first : first + len(rows)])
@@ -169,3 +173,14 @@ class HostRows:
             resident_bytes=into_VS.nbytes,
         )
         return stored_VS
+
+
+def _plane_reader(tier: Tier, stored_VS: Tensor, rows: Tensor) -> Callable[[int, slice], Tensor]:
+    """Gathers one plane when it is asked for: of a large batch no records are held twice."""
+    stored, own = stored_VS.numpy(), rows.numpy()
+
+    def plane(place: int, part: slice) -> Tensor:
+        start = tier.planes[place].offset
+        return torch.from_numpy(stored[own[part], start : start + tier.planes[place].length])
+
+    return plane

@@ -18,7 +18,7 @@ from tolkit_formats.records import Tier
 __all__ = ["TierRecords", "decoded_planes", "spread_planes"]
 
 _AT_ONCE_BYTES = 4 << 20
-_PART_BYTES = 4 << 20
+_PART_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ n ids asked for, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -19,6 +19,7 @@ from tolkit.errors import ResourceError, UsageError
 from tolkit.runtime.device import DeviceRows
 from tolkit.runtime.disk import DiskRows
 from tolkit.runtime.host import HostRows
+from tolkit.runtime.recompute import RecomputeRows
 from tolkit.runtime.statistics import TableStatistics
 from tolkit_formats.reader import Bundle
 
@@ -52,7 +53,7 @@ def open_table_rows(
     dtype: torch.dtype = torch.float32,
     max_table_bytes: int | None = None,
 ) -> TableRows:
-    """The rows of a bundle's tables.
+    """The rows of a bundle's tables; of partial tables, those of cold tokens computed.
 
     Args:
         bundle: open bundle.
@@ -75,8 +76,9 @@ def open_table_rows(
             "device: cuda was asked for, this machine or this torch has none",
             hint="leave the device out, or give cpu",
         )
-    if tables == "disk":
-        return DiskRows(bundle, device=device, dtype=dtype, max_table_bytes=max_table_bytes)
-    if tables == "host":
-        return HostRows(bundle, device=device, dtype=dtype, max_table_bytes=max_table_bytes)
-    return DeviceRows(bundle, device=device, dtype=dtype, max_table_bytes=max_table_bytes)
+    kinds: dict[str, Callable[..., TableRows]] = {"disk": DiskRows, "host": HostRows}
+    kind = kinds.get(tables, DeviceRows)
+    stored = kind(bundle, device=device, dtype=dtype, max_table_bytes=max_table_bytes)
+    if bundle.manifest.partial is None:
+        return stored
+    return RecomputeRows(stored, bundle, device=device, dtype=dtype)

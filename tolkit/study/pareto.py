@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tolkit.calibrate import load_metric
 from tolkit.compress import CompressSpec, open_for
 from tolkit.compress.fit_bands import floor_bytes
 from tolkit.compress.plan import plan_compress
@@ -78,9 +79,12 @@ class ParetoStudy(EvaluatedStudy):
 
     def fingerprint(self, context: Context) -> Mapping[str, Any]:
         """Row weights and calibration besides: neither belongs to the model's identity."""
-        counts_V = open_source(context.spec.model).token_counts_V
+        source = open_source(context.spec.model)
+        counts_V = source.token_counts_V
         weights = None if counts_V is None else hashlib.sha256(counts_V.tobytes()).hexdigest()
         name = _calibration(context)
+        if name is not None:
+            load_metric(name, source)  # refused before a result belongs to it
         calibration = None if name is None else _digest(Path(name))
         return {**super().fingerprint(context), "counts": weights, "calibration": calibration}
 

@@ -24,6 +24,8 @@ from tolkit.model import (
 )
 from tolkit.runtime.decoded import DecodedRows
 from tolkit.runtime.disk import DiskRows
+from tolkit.runtime.recompute import RecomputeRows
+from tolkit.runtime.rows import open_table_rows
 from tolkit.sources import is_bundle
 from tolkit.tables import load_runnable
 from tolkit.train.distill import Teacher
@@ -166,8 +168,8 @@ def load_teacher(
         )
     model = runnable.model.to(device, torch.float32).requires_grad_(False)
     rows: RowSource | None = None
-    if isinstance(runnable.rows, DecodedRows):
-        rows = FrozenRows(DiskRows(runnable.rows.bundle), theirs, device)
+    if isinstance(runnable.rows, DecodedRows | RecomputeRows):
+        rows = FrozenRows(open_table_rows(runnable.rows.bundle), theirs, device)
     elif theirs.has_tables:
         rows = FrozenRows(FfnRows(model), theirs, device)
     weight = 1.0 if spec.distill_weight is None else spec.distill_weight

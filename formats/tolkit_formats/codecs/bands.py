@@ -31,7 +31,15 @@ from tolkit_formats.codecs.base import (
 from tolkit_formats.errors import BundleError
 from tolkit_formats.hadamard import hadamard
 
-__all__ = ["MAX_EXPONENT", "MAX_WIDTH", "Bands", "read_runs", "runs_text"]
+__all__ = [
+    "MAX_EXPONENT",
+    "MAX_WIDTH",
+    "Bands",
+    "expansion_json",
+    "read_expansion",
+    "read_runs",
+    "runs_text",
+]
 
 MAX_WIDTH = 8
 MAX_EXPONENT = 120
@@ -75,8 +83,7 @@ class Bands:
             read_integer(params, "tier", "bands", 0, 255),
             read_runs(params, "runs", "bands", 0, width),
             codebooks,
-            read_runs(params, "basis", "bands", 2, width),
-            read_integer(params, "exponent", "bands", -MAX_EXPONENT, MAX_EXPONENT),
+            *read_expansion(params, "bands", width),
         )
         if sum(count for count, _ in codec.runs) > codec.rank:
             raise BundleError(f"codec bands, runs: more coefficients than {codec.rank} basis rows")
@@ -91,8 +98,7 @@ class Bands:
             "tier": self.tier,
             "runs": runs_text(self.runs),
             "codebooks": list(self.codebooks),
-            "basis": runs_text(self.basis),
-            "exponent": self.exponent,
+            **expansion_json(self.basis, self.exponent),
         }
 
     @property
@@ -252,6 +258,19 @@ class Bands:
             starts[bits] = position
             position += 1 << bits
         return np.array([starts[int(b)] for b in self.widths_R[self.stored_C]], np.uint16)
+
+
+def read_expansion(
+    params: Mapping[str, object], codec_name: str, width: int
+) -> tuple[tuple[Run, ...], int]:
+    """Basis and exponent of a codec that expands coefficients; BundleError names the field."""
+    basis = read_runs(params, "basis", codec_name, 2, width)
+    return basis, read_integer(params, "exponent", codec_name, -MAX_EXPONENT, MAX_EXPONENT)
+
+
+def expansion_json(basis: Sequence[Run], exponent: int) -> dict[str, object]:
+    """What `read_expansion` reads."""
+    return {"basis": runs_text(basis), "exponent": exponent}
 
 
 def runs_text(runs: Sequence[Run]) -> str:

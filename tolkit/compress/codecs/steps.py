@@ -1,6 +1,7 @@
 """Encoder of steps: coefficients by the analysis matrix, rounded to whole steps with a dead zone.
 
-N rows in a batch, D values a row, C coefficients coded, K classes.
+N rows in a batch, D values a row, C coefficients coded, F of them in two symbols, P = C + F,
+K classes.
 Besides the stored arrays `shared` has what is only needed to encode: the analysis matrix, and
 where each class rounds (`StepTables`).
 """
@@ -46,6 +47,15 @@ class StepTables:
             "offsets": self.offsets_K3,
         }
 
+    def whole(self) -> StepTables:
+        """For the first of two symbols: to the nearest whole number, read as that."""
+        return StepTables(
+            torch.full_like(self.zero_K, 0.5),
+            torch.zeros_like(self.shift_K),
+            self.largest_K,
+            torch.zeros_like(self.offsets_K3),
+        )
+
     @classmethod
     def of_shared(cls, shared: Mapping[str, Tensor]) -> StepTables:
         """From named tensors."""
@@ -53,9 +63,30 @@ class StepTables:
 
 
 def quantised_steps(
-    units_NC: Tensor, classes_C: Tensor, tables: StepTables
+    units_NC: Tensor, classes_P: Tensor, fine_C: Tensor, tables: StepTables
 ) -> tuple[Tensor, Tensor]:
-    """Symbols uint8 [N, C] of coefficients in steps, and the levels a reader takes them for."""
+    """Symbols uint8 [N, P] of coefficients in steps, and the levels [N, C] a reader takes them for.
+
+    Args:
+        classes_P: of the coefficients, then of the second symbols.
+        fine_C: int64, bits the second symbol of a coefficient adds, 0 where it has none.
+    """
+    classes_C, classes_F = classes_P.tensor_split([len(fine_C)])
+    symbols_NC, values_NC = _rounded(units_NC, classes_C, tables)
+    if not len(classes_F):
+        return symbols_NC, values_NC
+    two = torch.nonzero(fine_C)[:, 0]
+    units_NF, width_F = units_NC[:, two], 2.0 ** fine_C[two].float()
+    first_NF, whole_NF = _rounded(units_NF / width_F, classes_C[two], tables.whole())
+    whole_NF *= width_F
+    second_NF, rest_NF = _rounded(units_NF - whole_NF, classes_F, tables)
+    symbols_NC[:, two] = first_NF
+    values_NC[:, two] = whole_NF + rest_NF
+    return torch.cat([symbols_NC, second_NF], dim=1), values_NC
+
+
+def _rounded(units_NC: Tensor, classes_C: Tensor, tables: StepTables) -> tuple[Tensor, Tensor]:
+    """Symbols and levels of one symbol each."""
     distance_NC = units_NC.abs()
     magnitude_NC = (distance_NC + (0.5 - tables.shift_K[classes_C])).floor_().clamp_(min=1)
     magnitude_NC *= distance_NC >= tables.zero_K[classes_C]
@@ -83,18 +114,18 @@ class StepsEncoder:
         refuse_non_finite(target_ND)
         power = 2.0**codec.exponent
         decoded_ND = shared["mean"].repeat(len(target_ND), 1)
-        symbols_NC = torch.zeros((len(target_ND), codec.count), dtype=torch.uint8)
+        symbols_NP = torch.zeros((len(target_ND), codec.num_symbols), dtype=torch.uint8)
         if codec.count:
             centred_ND = torch.add(target_ND / power, shared["mean"], alpha=-1)
             step = shared["steps"][codec.tier]
             units_NC = self._coefficients(centred_ND, shared) / step
-            classes_C = shared[codec.classes_name]
+            classes_P, fine_C = shared[codec.classes_name], torch.from_numpy(codec.fine_C)
             tables = StepTables.of_shared(shared)
-            symbols_NC, values_NC = quantised_steps(units_NC, classes_C, tables)
+            symbols_NP, values_NC = quantised_steps(units_NC, classes_P, fine_C, tables)
             decoded_ND += self._expanded(values_NC, step, shared)
         if codec.exponent:
             decoded_ND *= power
-        return symbols_NC, decoded_ND
+        return symbols_NP, decoded_ND
 
     def _coefficients(self, centred_ND: Tensor, shared: Mapping[str, Tensor]) -> Tensor:
         if not self.codec.basis:

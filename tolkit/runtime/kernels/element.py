@@ -30,23 +30,24 @@ def slots_of(ids, slot_of_token, vocab_size, MAPPED: tl.constexpr):
 
 @triton.jit
 def element_values(
-    records, numbers, codebook, base, codes_at, column, mask, GROUP: tl.constexpr,
+    records, numbers, codebook, base, codes, column, mask, GROUP: tl.constexpr,
     KIND: tl.constexpr,
 ):  # fmt: skip
-    """Float32 values at `column` of planes that start at byte `base`; shapes are broadcast.
+    """Float32 values at `column` of planes that start at byte `base`, their codes at byte `codes`.
 
-    `numbers` are the records as numbers of the kind's scales, or of its values (raw).
+    Shapes are broadcast. `numbers` are the records as numbers of the kind's scales, or of its
+    values (raw). `base` is an address that may be read, whatever `mask` says.
     """
     if KIND == RAW:
         item_bytes: tl.constexpr = numbers.dtype.element_ty.primitive_bitwidth // 8
         values = tl.load(numbers + base // item_bytes + column, mask=mask, other=0).to(tl.float32)
     elif KIND == INT8:
-        scale = tl.load(numbers + base // 2 + column * 0, mask=mask, other=0).to(tl.float32)
-        codes = tl.load(records + base + codes_at + column, mask=mask, other=0)
+        scale = tl.load(numbers + base // 2).to(tl.float32)  # of row 0 where there is none
+        codes = tl.load(records + codes + column, mask=mask, other=0)
         values = codes.to(tl.int8, bitcast=True).to(tl.float32) * scale
     else:
         absmax = tl.load(numbers + base // 4 + column // GROUP, mask=mask, other=0)
-        pair = tl.load(records + base + codes_at + column // 2, mask=mask, other=0).to(tl.int32)
+        pair = tl.load(records + codes + column // 2, mask=mask, other=0).to(tl.int32)
         code = (pair >> (4 - 4 * (column % 2))) & 15
         values = tl.load(codebook + code) * absmax
     return values
@@ -68,12 +69,15 @@ def element_kernel(
     slot = slots_of(tl.load(ids + row), slot_of_token, vocab_size, MAPPED)
     inside = (slot >= first_slot) & (slot < first_slot + num_rows)
     base = tl.where(inside, slot - first_slot, 0) * stride + tl.load(offset_P + plane)
+    # Segments start at multiples of four, so four codes are read at once.
+    base = tl.multiple_of(base, 4)
+    codes = tl.multiple_of(base + codes_at, 4)
     target = out + (row * num_layers + tl.load(place_P + plane)) * WIDTH
     if KIND == FOURBIT:
         half = tl.program_id(2) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
-        read = inside & (2 * half < WIDTH)
-        absmax = tl.load(numbers + base // 4 + 2 * half // GROUP, mask=read, other=0)
-        pair = tl.load(records + base + codes_at + half, mask=read, other=0).to(tl.int32)
+        read = inside & (half < (WIDTH + 1) // 2)
+        absmax = tl.load(numbers + base // 4 + half // (GROUP // 2), mask=read, other=0)
+        pair = tl.load(records + codes + half, mask=read, other=0).to(tl.int32)
         high = tl.load(codebook + (pair >> 4)) * absmax
         low = tl.load(codebook + (pair & 15)) * absmax
         values = tl.interleave(high, low)
@@ -81,9 +85,7 @@ def element_kernel(
     else:
         column = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
         read = inside & (column < WIDTH)
-        values = element_values(
-            records, numbers, codebook, base, codes_at, column, read, GROUP, KIND
-        )
+        values = element_values(records, numbers, codebook, base, codes, column, read, GROUP, KIND)
     write = inside
     if FILL:
         missing = (slot < 0) | (slot >= all_rows)

@@ -102,8 +102,9 @@ def expand_kernel(
         row_of_c = tl.load(row_C + start + c, mask=real, other=0).to(tl.int64)
         if KIND == ELEMENTS:
             values = element_values(
-                records, numbers, table, base[:, None], extra, c[None, :], mask, GROUP, INNER
-            )
+                records, numbers, table, base[:, None], (base + extra)[:, None], c[None, :], mask,
+                GROUP, INNER,
+            )  # fmt: skip
         else:
             place = tl.load(place_C + start + c, mask=real, other=0)
             field = tl.load(field_C + start + c, mask=real, other=0)

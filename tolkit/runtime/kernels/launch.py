@@ -6,6 +6,7 @@ n rows asked for, V vocabulary, K kept layers, S record stride, D hidden.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -77,7 +78,11 @@ class FusedLookup:
         )
         if not len(ids_n):
             return out_nKD
-        ids_n = ids_n.contiguous()
+        with self._current_device():
+            self._write(out_nKD, ids_n.contiguous())
+        return out_nKD
+
+    def _write(self, out_nKD: Tensor, ids_n: Tensor) -> None:
         unit_nD = self._unit_rows(ids_n)
         for tier, plans in enumerate(self._plans.tiers):
             for plan in plans:
@@ -86,7 +91,12 @@ class FusedLookup:
                 else:
                     self._look_up(tier, plan, out_nKD, ids_n)
         self._add_predictions(out_nKD, unit_nD)
-        return out_nKD
+
+    def _current_device(self) -> AbstractContextManager[object]:
+        """Triton launches on the current device, not on that of its arguments."""
+        if self.device.type != "cuda":
+            return nullcontext()
+        return torch.cuda.device(self.device)
 
     def _unit_rows(self, ids_n: Tensor) -> Tensor | None:
         if self._plans.predictions is None:

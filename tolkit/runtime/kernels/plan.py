@@ -18,52 +18,19 @@ from torch import Tensor
 
 from tolkit.errors import BundleError
 from tolkit.rotation import rotated
-from tolkit.runtime.field_planes import codebook_starts
-from tolkit_formats.bitpack import FieldLayout
-from tolkit_formats.codecs import Bands, Codec, FourBit, Int8, Raw, Steps, Svd
-from tolkit_formats.codecs.fourbit import CODEBOOKS
-from tolkit_formats.codecs.int8 import SCALE_BYTES
+from tolkit.runtime.kernels.coefficients import (
+    Coefficients,
+    Elements,
+    codes_at,
+    of_bands,
+    of_steps,
+)
+from tolkit_formats.codecs import Bands, Steps, Svd
 from tolkit_formats.hadamard import hadamard_size
 from tolkit_formats.reader import Bundle
 from tolkit_formats.records import Plane, Tier
 
-__all__ = ["ElementPlan", "Elements", "ExpandPlan", "Plans", "Predictions"]
-
-_RAW_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Elements:
-    """A codec that stores values one by one, whatever its width.
-
-    `numbers` is the type that its scales (raw: its values) are read as.
-    """
-
-    kind: str
-    numbers: torch.dtype
-    group: int = 1
-    name: str = ""
-
-    @classmethod
-    def of(cls, codec: Codec) -> Elements:
-        """Of raw, int8, int4, nf4 or fp4."""
-        if isinstance(codec, Raw):
-            return cls("raw", _RAW_DTYPES[codec.dtype])
-        if isinstance(codec, Int8):
-            return cls("int8", torch.float16)
-        assert isinstance(codec, FourBit)
-        return cls("fourbit", torch.float32, codec.group_size, codec.name)
-
-    def table(self) -> NDArray[np.float32]:
-        """The codebook, one zero where there is none."""
-        return CODEBOOKS[self.name] if self.name else np.zeros(1, np.float32)
-
-
-def codes_at(codec: Codec) -> int:
-    """Byte of a plane where the codes start."""
-    if isinstance(codec, FourBit):
-        return 4 * codec.num_groups
-    return SCALE_BYTES if isinstance(codec, Int8) else 0
+__all__ = ["ElementPlan", "ExpandPlan", "Plans", "Predictions"]
 
 
 @dataclass(frozen=True)
@@ -213,13 +180,13 @@ class Plans:
         pool = self._halves if isinstance(codec, Svd) else self._numbers
         return lambda: ExpandPlan(kind, elements, basis=pool.joined(), **arrays)
 
-    def _coefficients(self, plane: Plane) -> _Coefficients:
+    def _coefficients(self, plane: Plane) -> Coefficients:
         codec = plane.codec
         stored = {**self._bundle.shared(plane.layer), **self._bundle.common}
         if isinstance(codec, Svd):
             first = self._halves.first_row(plane.layer, lambda: np.asarray(stored["basis"]))
             nothing = np.zeros(codec.rank, np.int64)
-            return _Coefficients(
+            return Coefficients(
                 place=nothing,
                 field=nothing,
                 scale=nothing.astype(np.float32),
@@ -229,7 +196,7 @@ class Plans:
                 extra=codes_at(codec.inner),
             )
         assert isinstance(codec, (Bands, Steps))
-        drawn = _of_bands(codec, stored) if isinstance(codec, Bands) else _of_steps(codec, stored)
+        drawn = of_bands(codec, stored) if isinstance(codec, Bands) else of_steps(codec, stored)
         first, scales_R = self._field_basis(codec, plane.layer, stored)
         scale = drawn.scale * scales_R[drawn.row]
         return replace(drawn, scale=scale, row=first + drawn.row)
@@ -259,7 +226,7 @@ class Plans:
             scales.append(self._tensor(of_layer * np.float32(2.0**predictor.exponent)))
         return Predictions(torch.stack(weights), torch.stack(scales)) if weights else None
 
-    def _named(self, plane: Plane, make: Callable[[Plane], _Coefficients]) -> _Coefficients:
+    def _named(self, plane: Plane, make: Callable[[Plane], Coefficients]) -> Coefficients:
         try:
             return make(plane)
         except BundleError as error:
@@ -271,56 +238,6 @@ class Plans:
 
     def _int32(self, numbers: Sequence[int] | NDArray[Any]) -> Tensor:
         return self._tensor(np.asarray(numbers, np.int32))
-
-
-@dataclass(frozen=True)
-class _Coefficients:
-    """One plane's part of an ExpandPlan; `row` counts the rows of its own basis at first."""
-
-    place: NDArray[np.int64]
-    field: NDArray[np.int64]
-    scale: NDArray[np.float32]
-    row: NDArray[np.int64]
-    mean_D: NDArray[np.float32]
-    table: NDArray[np.float32]
-    extra: int
-
-
-def _of_bands(codec: Bands, stored: Mapping[str, NDArray[Any]]) -> _Coefficients:
-    mean_D = np.asarray(stored["mean"], np.float32)
-    if not len(codec.stored_C):
-        return _no_coefficients(mean_D)
-    layout = FieldLayout(codec.widths_R[codec.stored_C])
-    field = layout.shift_C.astype(np.int64) | layout.mask_C.astype(np.int64) << 8
-    return _Coefficients(
-        place=layout.first_C,
-        field=field | codebook_starts(codec) << 16,
-        scale=np.asarray(stored[codec.scales_name], np.float32),
-        row=codec.stored_C,
-        mean_D=mean_D,
-        table=np.asarray(stored["codebooks"], np.float32),
-        extra=0,
-    )
-
-
-def _of_steps(codec: Steps, stored: Mapping[str, NDArray[Any]]) -> _Coefficients:
-    ready = replace(codec, basis=()).prepared(stored)
-    if not codec.count:
-        return _no_coefficients(ready["mean"])
-    return _Coefficients(
-        place=np.arange(codec.count),
-        field=ready["first"],
-        scale=np.full(codec.count, ready["basis"][0, 0]),
-        row=np.arange(codec.count),
-        mean_D=ready["mean"],
-        table=ready["levels"],
-        extra=0,
-    )
-
-
-def _no_coefficients(mean_D: NDArray[np.float32]) -> _Coefficients:
-    none, nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
-    return _Coefficients(none, none, nothing, none, mean_D, nothing, 0)
 
 
 def _signs(width: int) -> NDArray[np.int8]:

@@ -22,7 +22,7 @@ from tolkit.evaluate.estimates import (
     ratio_estimate,
     student_t_975,
 )
-from tolkit.evaluate.gate_syntax import EXACT_METRICS
+from tolkit.evaluate.gates.syntax import EXACT_METRICS
 from tolkit.evaluate.result import EvalResult, Metric, WindowSums, rounded
 from tolkit.quality_log import QualityRecord, RecordedMetric
 

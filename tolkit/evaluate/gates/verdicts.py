@@ -3,7 +3,7 @@
 A measured metric is compared through its two-sided 95 % interval, unrounded: wholly on the right
 side passes, wholly on the wrong side fails, straddling is undecided and fails unless allowed.
 Against a baseline or the reference it is the interval of the paired difference that decides.
-Sizes are exact. What was not measured, or is NaN, fails. How gates are written: gate_syntax.py.
+Sizes are exact. What was not measured, or is NaN, fails. How gates are written: syntax.py.
 """
 
 from __future__ import annotations
@@ -16,29 +16,22 @@ from typing import Literal
 
 from tolkit.errors import GateError, UsageError
 from tolkit.evaluate.baseline import Baseline, setting_of
-from tolkit.evaluate.changes import Change, from_baseline, from_reference, require_same_counts
-from tolkit.evaluate.gate_syntax import (
+from tolkit.evaluate.gates.changes import Change, from_baseline, from_reference, require_same_counts
+from tolkit.evaluate.gates.syntax import (
     COMPARISONS,
     EXACT_METRICS,
-    GATE_METRICS,
     Gate,
     is_ratio,
-    load_gates,
-    parse_gate,
 )
 from tolkit.evaluate.result import EvalResult
 from tolkit.quality_log import QualityRecord
 
 __all__ = [
-    "GATE_METRICS",
-    "Gate",
     "GateVerdict",
     "check_gates",
-    "load_gates",
-    "parse_gate",
     "require_baseline",
-    "require_gates",
     "require_gate_partners",
+    "require_gates",
 ]
 
 Status = Literal["passed", "failed", "undecided"]

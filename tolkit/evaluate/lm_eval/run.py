@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from tolkit.errors import CheckpointError, DataError, ResourceError, TolError, UsageError
-from tolkit.evaluate._lm_eval_quiet import quietly
-from tolkit.evaluate.lm_eval_result import HarnessResult, PrefixToken, parse_results, plain_json
+from tolkit.evaluate.lm_eval._quiet import quietly
+from tolkit.evaluate.lm_eval.result import HarnessResult, PrefixToken, parse_results, plain_json
 from tolkit.evaluate.runnable import device_label, full_float32, pick_device, pick_dtype
 from tolkit.model import checkpoint_tensors
 from tolkit.progress import Progress, TqdmProgress
