@@ -120,6 +120,7 @@ _DECODE_COLUMNS = (
     Column("flops", "FLOP/token", count_text),
     Column("table_read_bytes", "rows read/token", bytes_text),
     Column("hit_rate", "hits", _share),
+    Column("computed", "computed", _share),
     Column("resident_before", "in page cache", _share),
     Column("resident_after", "after", _share),
     Column("architecture", "kind", right=False),

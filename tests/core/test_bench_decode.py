@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from _hf import both_forms
@@ -13,9 +14,10 @@ from _pages import require_evictable
 from _pico import pico_checkpoint, pico_config, pico_model
 
 from tolkit.bench import DecodeReport, DecodeSpec, bench_decode, variants
-from tolkit.bench.decode import zipf_ids
 from tolkit.bench.generated import CODECS, generated_bundle, generated_decoder, table_bytes
 from tolkit.bench.shapes import ARCHITECTURES, arithmetic, preset_config, twin_config
+from tolkit.bench.token_draw import zipf_ids
+from tolkit.compress import CompressSpec, compress
 from tolkit.errors import ResourceError, TolError, UsageError
 from tolkit.model import Decoder
 from tolkit.progress import SilentProgress
@@ -199,6 +201,22 @@ def test_a_decoding_set_back_gives_what_it_gave(static: Any) -> None:
     assert decoding.length == 10
     far = decoding.step([7])
     assert torch.isfinite(far).all() and not torch.allclose(far, first[0])
+
+
+def test_a_partial_bundle_computes_what_it_lacks(tmp_path: Path) -> None:
+    checkpoint = pico_checkpoint(tmp_path / "ckpt")
+    spec = CompressSpec(codec="int8", keep_rows="5")
+    compress(checkpoint, tmp_path / "p.tol", spec, progress=SilentProgress())
+    bundle = open_bundle(tmp_path / "p.tol")
+    counts_V = bundle.token_counts()
+    assert counts_V is not None
+    order = torch.from_numpy(np.argsort(-counts_V.astype(float), kind="stable"))
+    ids = [i for n in (1, 2) for i in zipf_ids(96, 20, n, order)]
+    cold = sum(not bool(has) for has in bundle.has_record(np.asarray(ids)))
+    assert 0 < cold < len(ids)
+    asked = DecodeSpec(inputs=(bundle.path,), context=32, tokens=20, rounds=2, device="cpu")
+    (result,) = bench_decode(asked).results
+    assert result.computed == cold / len(ids)
 
 
 def test_ids_follow_zipf() -> None:

@@ -12,16 +12,20 @@ from dataclasses import dataclass, field
 from statistics import median
 
 import torch
+from torch import Tensor
 
 from tolkit.bench.residency import make_cold, resident_share
 from tolkit.bench.shapes import arithmetic
 from tolkit.bench.specs import DecodeSpec
+from tolkit.bench.token_draw import known_order, zipf_ids
 from tolkit.bench.variants import Variant, loaded_variants
 from tolkit.errors import NonFiniteError, UsageError
 from tolkit.evaluate.runnable import full_float32, pick_device
 from tolkit.progress import Progress, SilentProgress
 from tolkit.runtime.decoding import Decoding, step_kind
 from tolkit.runtime.memory import MemoryWatch, anonymous_bytes
+from tolkit.runtime.recompute import RecomputeRows
+from tolkit.runtime.rows import TableRows
 from tolkit.runtime.statistics import TableStatistics
 
 __all__ = ["DecodeReport", "DecodeResult", "bench_decode"]
@@ -45,6 +49,8 @@ class DecodeResult:
         bound: read_bytes over the first variant's; bound_with_cache: keys and values counted,
             when the context is full. flops: of one token, then.
         hit_rate: of rows that were not read for their token, or just before it.
+        computed: share of rows that had no record, and were computed from the FFN weights that a
+            partial bundle keeps; their bytes are in no bound.
         resident_before, resident_after: share of its records in the page cache.
     """
 
@@ -68,6 +74,7 @@ class DecodeResult:
     flops: int
     table_read_bytes: float | None
     hit_rate: float | None
+    computed: float | None
     resident_before: float | None
     resident_after: float | None
     rounds_ms: tuple[float, ...] = field(repr=False)
@@ -91,8 +98,9 @@ class DecodeReport:
 def bench_decode(spec: DecodeSpec, progress: Progress | None = None) -> DecodeReport:
     """Decode with every variant in turn.
 
-    A round decodes `tokens` tokens, their ids drawn by Zipf's law and given, so that all models
-    do the same; the likeliest token is looked for as greedy decoding does.
+    A round decodes `tokens` tokens. Their ids are drawn by Zipf's law (over the counts of the
+    first bundle that has some) and given, so that all models do the same; the likeliest token is
+    looked for as greedy decoding does.
 
     Raises:
         UsageError: impossible shapes. ResourceError: no such device, no room, or records that
@@ -106,7 +114,8 @@ def bench_decode(spec: DecodeSpec, progress: Progress | None = None) -> DecodeRe
     try:
         watch = MemoryWatch(device)
         with loaded_variants(spec, device, progress) as variants:
-            runs = [_Run(variant, spec, watch) for variant in variants]
+            order_V = known_order([variant.bundle for variant in variants])
+            runs = [_Run(variant, spec, watch, order_V) for variant in variants]
             _measure(runs, spec, progress)
             results = tuple(run.result(runs[0]) for run in runs)
             config = variants[0].model.config
@@ -139,7 +148,9 @@ def _measure(runs: Sequence[_Run], spec: DecodeSpec, progress: Progress) -> None
 class _Run:
     """One variant's rounds."""
 
-    def __init__(self, variant: Variant, spec: DecodeSpec, watch: MemoryWatch) -> None:
+    def __init__(
+        self, variant: Variant, spec: DecodeSpec, watch: MemoryWatch, order_V: Tensor | None
+    ) -> None:
         config = variant.model.config
         if spec.context > config.max_position_embeddings:
             raise UsageError(
@@ -147,6 +158,8 @@ class _Run:
                 f"{spec.context}"
             )
         self.variant, self._spec, self._watch = variant, spec, watch
+        fits = order_V is not None and len(order_V) == config.vocab_size
+        self._order_V = order_V if fits else None
         self._device = variant.model.embedding.device
         before = anonymous_bytes()
         with torch.inference_mode(), full_float32():
@@ -167,6 +180,7 @@ class _Run:
         self._before: float | None = None
         self._after: float | None = None
         self._statistics = TableStatistics()
+        self._cold = 0
 
     @property
     def label(self) -> str:
@@ -176,7 +190,8 @@ class _Run:
     def round(self, number: int, *, counted: bool) -> None:
         """Decode, timed."""
         spec, decoding, rows = self._spec, self._decoding, self.variant.rows
-        ids = zipf_ids(self.variant.model.config.vocab_size, spec.tokens, number)
+        vocab_size = self.variant.model.config.vocab_size
+        ids = zipf_ids(vocab_size, spec.tokens, number, self._order_V)
         paths, before = self.variant.record_paths, anonymous_bytes()
         if paths and spec.cold:
             self._before = make_cold(paths)
@@ -185,6 +200,7 @@ class _Run:
         with torch.inference_mode(), full_float32():
             decoding.pretend(spec.context - spec.tokens)
             known = None if rows is None else rows.statistics
+            known_cold = _cold_rows(rows)
             self._synchronise()
             wall_s, cpu_s = time.perf_counter(), time.process_time()
             for token in ids:
@@ -201,6 +217,7 @@ class _Run:
             self.cpu_ms.append(1e3 * cpu_s / spec.tokens)
             if rows is not None and known is not None:
                 self._count(rows.statistics.since(known))
+                self._cold += _cold_rows(rows) - known_cold
 
     def result(self, first: _Run) -> DecodeResult:
         """The figures, beside those of the first variant."""
@@ -232,6 +249,7 @@ class _Run:
             flops=own.flops,
             table_read_bytes=counts.bytes_read / tokens if variant.rows is not None else None,
             hit_rate=None if variant.rows is None else _hit_rate(counts),
+            computed=self._cold / tokens if variant.rows is not None else None,
             resident_before=self._before,
             resident_after=self._after,
             rounds_ms=tuple(self.wall_ms),
@@ -258,20 +276,14 @@ class _Run:
             torch.cuda.synchronize(self._device)
 
 
-def zipf_ids(vocab_size: int, count: int, seed: int) -> list[int]:
-    """Token ids that fall off by Zipf's law, spread over the vocabulary; equal for equal seeds."""
-    generator = torch.Generator().manual_seed(seed)
-    weights_V = 1.0 / torch.arange(1, vocab_size + 1, dtype=torch.float64)
-    cumulated_V = torch.cumsum(weights_V, 0)
-    drawn = torch.rand(count, generator=generator, dtype=torch.float64) * cumulated_V[-1]
-    ranks = torch.searchsorted(cumulated_V, drawn).clamp_(max=vocab_size - 1)
-    spread = torch.randperm(vocab_size, generator=torch.Generator().manual_seed(7))
-    return [int(i) for i in spread[ranks]]
-
-
 def _growth(before: int | None) -> int | None:
     now = anonymous_bytes()
     return None if now is None or before is None else now - before
+
+
+def _cold_rows(rows: TableRows | None) -> int:
+    """Rows of a partial bundle that were computed so far."""
+    return rows.cold_statistics.rows_cold if isinstance(rows, RecomputeRows) else 0
 
 
 def _hit_rate(counts: TableStatistics) -> float:
