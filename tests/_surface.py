@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from tolkit import errors
+from tolkit_cli._command import command_named
 from tolkit_cli._errors import EXIT_CODES
 from tolkit_cli.main import COMMANDS, app
 
@@ -28,7 +29,7 @@ def surface_text() -> str:
     lines += ["errors"]
     lines += [f"  {name} {code}" for name, code in sorted(error_codes().items())]
     for registered in COMMANDS:
-        lines += [f"tol {registered.name}", *_parameters(group.commands[registered.name])]
+        lines += [f"tol {registered.name}", *_parameters(command_named(group, registered.name))]
     return "\n".join(lines) + "\n"
 
 

@@ -13,12 +13,15 @@ from tolkit_cli._help import DISPLAY, PlainCommand, epilog_of
 from tolkit_cli._output import Mode, Output
 from tolkit_formats.errors import TolError
 
-__all__ = ["Registered", "command"]
+__all__ = ["Registered", "command", "command_named"]
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A command as declared by its module: what Typer gets, and what tests and docs read."""
+    """A command as declared by its module: what Typer gets, and what tests and docs read.
+
+    A name of two words is a command of a family: ``bench decode`` is run as `tol bench decode`.
+    """
 
     name: str
     stage: str
@@ -27,13 +30,20 @@ class Registered:
     next_step: str
 
     def add_to(self, app: typer.Typer) -> None:
-        """Make it a command of `app`."""
+        """Make it a command of `app`, which is its family's where it has one."""
         app.command(
-            self.name,
+            self.name.rpartition(" ")[2],
             cls=PlainCommand,
             epilog=epilog_of(self.examples, self.next_step),
             rich_help_panel=self.stage,
         )(self.run)
+
+
+def command_named(group: Any, name: str) -> Any:
+    """The command of a Typer group, or of a family in it (``bench decode``)."""
+    for word in name.split():
+        group = group.commands[word]
+    return group
 
 
 def _option_of(parameter: inspect.Parameter) -> str:

@@ -42,13 +42,13 @@ class PlainCommand(TyperCommand):
 
 
 class PlainGroup(TyperGroup):
-    """The top level: commands listed under their stage of the work."""
+    """Commands listed under their stage of the work; families of commands after single ones."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
-        for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            assert isinstance(command, TyperCommand)
+        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        for name, command in sorted(found, key=lambda entry: isinstance(entry[1], TyperGroup)):
+            assert isinstance(command, (TyperCommand, TyperGroup))
             stage = str(command.rich_help_panel)
             panels.setdefault(stage, []).append((name, first_line(command.help)))
         width = max(len(name) for rows in panels.values() for name, _ in rows)

@@ -38,7 +38,7 @@ StudyArgument = Annotated[
     str,
     typer.Argument(
         metavar="STUDY",
-        help="alpha, bits, rank, drop, spectrum, pruning or pareto.",
+        help="alpha, bits, rank, drop, spectrum, pruning, pareto or decode.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -59,7 +59,7 @@ DataOption = Annotated[
         INPUT,
         "--data",
         metavar="TEXT",
-        help=f"{TEXT_HELP} Repeatable; the spectrum needs none.",
+        help=f"{TEXT_HELP} Repeatable; spectrum and decode need none.",
     ),
 ]
 AgainstOption = Annotated[
@@ -98,7 +98,7 @@ ValuesOption = Annotated[
         "--values",
         metavar="LIST",
         help="Other points, separated by commas: alphas, codecs, rank cuts in %, layers (3-5,9), "
-        "pruning methods, or methods or libraries of pareto.",
+        "pruning methods, methods or libraries of pareto, or architectures of decode.",
     ),
 ]
 KeepOption = Annotated[
@@ -149,6 +149,7 @@ def study(
     (Figure 13). pruning: a dense model pruned to the active size of memory models (Figure 11).
     pareto: quality against size, beside formats of other libraries and the Gaussian bound; its
     own table takes 4 V L D bytes of disk meanwhile (pip install 'tolkit[peers]' for all of them).
+    decode: time and memory of a token, with random weights of the model's shape (Table 6).
 
     Reads the model and text; writes DIR/STUDY.csv, .md, .png and .svg with standard errors, n and
     the paper's own figures beside. Takes about one forward pass a point. Points are kept in

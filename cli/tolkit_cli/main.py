@@ -15,6 +15,7 @@ from typing import Annotated, TextIO
 import typer
 
 from tolkit_cli import (
+    cmd_bench,
     cmd_build,
     cmd_calibrate,
     cmd_compress,
@@ -52,6 +53,9 @@ COMMANDS: tuple[Registered, ...] = (
     cmd_measure.measure,
     cmd_study.study,
     cmd_generate.generate,
+    cmd_bench.decode,
+    cmd_bench.lookup,
+    cmd_bench.replay,
     cmd_verify.verify,
     cmd_inspect.inspect,
     cmd_history.history,
@@ -86,8 +90,12 @@ def tol(
     """
 
 
+_families = {"bench": cmd_bench.family()}
 for _registered in COMMANDS:
-    _registered.add_to(app)
+    _family, _, _rest = _registered.name.partition(" ")
+    _registered.add_to(_families[_family] if _rest else app)
+for _family, _commands in _families.items():
+    app.add_typer(_commands, name=_family, rich_help_panel="Run")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +157,11 @@ def _print_version() -> int:
 
 def _named_command(arguments: Sequence[str]) -> str:
     known = {registered.name for registered in COMMANDS}
-    return arguments[0] if arguments and arguments[0] in known else ""
+    for count in (2, 1):
+        name = " ".join(arguments[:count])
+        if name in known:
+            return name
+    return ""
 
 
 def _requested_mode(arguments: Sequence[str]) -> Mode | None:

@@ -11,7 +11,7 @@ import pytest
 import typer
 from _surface import GOLDEN, surface_text
 
-from tolkit_cli._command import Registered
+from tolkit_cli._command import Registered, command_named
 from tolkit_cli._help import _PANEL_ORDER
 from tolkit_cli.main import COMMANDS, app, main
 
@@ -35,7 +35,7 @@ def test_the_reference_page_is_the_help(monkeypatch: pytest.MonkeyPatch) -> None
 def test_help_says_what_is_read_and_written_and_what_comes_next(
     registered: Registered, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([registered.name, "--help"]) == 0
+    assert main([*registered.name.split(), "--help"]) == 0
     text = capsys.readouterr().out
     first = (registered.run.__doc__ or "").splitlines()[0]
     assert len(first) < 70
@@ -54,7 +54,7 @@ def test_help_says_what_is_read_and_written_and_what_comes_next(
 def test_every_option_has_a_sentence_and_a_group() -> None:
     group: Any = typer.main.get_command(app)
     for registered in COMMANDS:
-        for param in group.commands[registered.name].params:
+        for param in command_named(group, registered.name).params:
             where = f"tol {registered.name} {param.name}"
             assert len(param.help) > 10, where
             assert param.help.rstrip()[-1] in ".]", where

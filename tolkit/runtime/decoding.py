@@ -74,6 +74,30 @@ class Decoding:
         """Positions stored, the padding of the longest row included."""
         return self._cache.length
 
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """The format keys and values are kept in."""
+        return self._cache.keys_LBHSC.dtype
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory of keys and values, all positions of the capacity."""
+        return self._cache.keys_LBHSC.nbytes + self._cache.values_LBHSC.nbytes
+
+    def pretend(self, length: int) -> None:
+        """Go on as if `length` positions had been read, the last ones decoded; for benchmarks.
+
+        Positions never read hold zeros. Only for rows of equal length.
+        """
+        assert self._mask_BS is None
+        if length > self.length:
+            self._cache.keys_LBHSC[:, :, :, self.length : length] = 0
+            self._cache.values_LBHSC[:, :, :, self.length : length] = 0
+        self._cache.length = length
+        self._next_B1 = torch.full_like(self._next_B1, length)
+        if self._static_step is not None:
+            self._static_step.rewind(length)
+
     def announce(self, ids: Sequence[int]) -> None:
         """Let the source of rows begin to read what will be asked for next."""
         prefetch: Callable[[Tensor], None] | None = getattr(self._rows, "prefetch", None)

@@ -98,6 +98,13 @@ class StaticStep:
         self._at_1 += 1
         return logits_BV
 
+    def rewind(self, length: int) -> None:
+        """Go on behind `length` positions, all of them visible; for benchmarks."""
+        self._visible_B11S[..., :length] = True
+        self._visible_B11S[..., length:] = False
+        self._positions_B1.fill_(length)
+        self._at_1.fill_(length)
+
     def _run(self) -> Tensor:
         hidden_B1D = self._model.hidden(
             self._ids_B1,

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from tolkit.errors import UsageError
 from tolkit.study.alpha import AlphaStudy
 from tolkit.study.bits import BitsStudy
+from tolkit.study.decode import DecodeStudy
 from tolkit.study.drop import DropStudy
 from tolkit.study.pareto import ParetoStudy
 from tolkit.study.pruning import PruningStudy
@@ -25,6 +26,7 @@ _ALL: tuple[Study, ...] = (
     SpectrumStudy(),
     PruningStudy(),
     ParetoStudy(),
+    DecodeStudy(),
 )
 STUDIES: Mapping[str, Study] = MappingProxyType({study.name: study for study in _ALL})
 

@@ -103,7 +103,7 @@ def _written(study: Study, context: Context, points: Sequence[Point], measured: 
         files.write_atomic(places[name], content.encode())
     if "figure" in places:
         name = spec.model.resolve().name
-        footer = f"{name}: every token counted once"
+        footer = f"{name}: {report.notes[0] if report.notes else 'every token counted once'}"
         if report.measured_on:
             footer = f"{name}: {report.measured_on}; bars are 95 % intervals"
         pictures = render(lambda figure: study.draw(figure, rows), study.title, footer)

@@ -20,9 +20,9 @@ class StudySpec:
         model: checkpoint folder, or a bundle where the study can read one.
         out: folder for the tables, figures and results; made when missing, continued when it
             holds part of the same study.
-        data: text to measure on; the spectrum needs none.
+        data: text to measure on; spectrum and decode need none.
         values: comma-separated points instead of the study's own: alphas, codecs, rank cuts in
-            percent, layers, pruning methods, or methods or libraries of pareto.
+            percent, layers, pruning methods, methods or libraries of pareto, or architectures.
         against: pruning only: checkpoints whose active parameters are the target.
         calibration, calibration_windows: pruning only: text Wanda and SparseGPT look at, and how
             many windows of it.
