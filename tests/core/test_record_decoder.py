@@ -13,8 +13,8 @@ from _coded import write_coded
 from _drawn_tables import DrawnBundle, shapes_of_codecs
 from _tiny_bundles import known_rows, stored_ids, write_bundle
 
-from tolkit.runtime.field_planes import BandsFields, StepsFields
-from tolkit.runtime.record_decoder import RecordDecoder, unit_rows
+from tolkit.decode.field_planes import BandsFields, StepsFields
+from tolkit.decode.record_decoder import RecordDecoder, unit_rows
 from tolkit_formats import open_bundle
 from tolkit_formats.codecs import Steps, prepared
 from tolkit_formats.predictor import unit_rows as unit_rows_in_numpy

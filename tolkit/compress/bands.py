@@ -21,7 +21,7 @@ from torch import Tensor
 from tolkit.compress.allocate import LayerNeed, widths_at
 from tolkit.compress.lloyd import gaussian_codebook, lloyd_max
 from tolkit.compress.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
-from tolkit.compress.walk import BandsWish, Rows, Walk
+from tolkit.compress.walk import BandsWish, Coefficients, Rows, Walk
 from tolkit.parallel import BlockPool
 
 __all__ = ["BandsWalk", "LayerFit"]
@@ -81,7 +81,8 @@ class BandsWalk(Walk[LayerFit]):
         self, targets: npt.NDArray[np.generic], transform: Transform, metric: Metric
     ) -> LayerFit:
         weight_T = self._tier_weights()
-        variances_TR, samples_SR, tier_S = self._measure(targets, transform)
+        measured = self._measure(targets, transform)
+        variances_TR = measured.variances_TR
         importance_R = transform.importance_R.numpy()
         worth_TR = weight_T[:, None] * variances_TR * importance_R
         basis, analysis_DR = None, transform.analysis_DR
@@ -104,7 +105,7 @@ class BandsWalk(Walk[LayerFit]):
             importance_R[keep],
             variances_TR[:, keep],
             weight_T,
-            _codebooks(samples_SR[:, keep], tier_S, variances_TR[:, keep], widths_TR),
+            _codebooks(measured, keep, widths_TR),
         )
         if self.feedback:
             synthesis_RD = transform.synthesis_RD if basis is None else basis.values_RD
@@ -155,15 +156,13 @@ class BandsWalk(Walk[LayerFit]):
 
 
 def _codebooks(
-    samples_SR: npt.NDArray[np.float64],
-    tier_S: npt.NDArray[np.int64],
-    variances_TR: npt.NDArray[np.float64],
-    widths_TR: npt.NDArray[np.int64],
+    measured: Coefficients, keep: npt.NDArray[np.int64], widths_TR: npt.NDArray[np.int64]
 ) -> dict[int, npt.NDArray[np.float64]]:
     """One codebook a width in use, fitted to the coefficients of that width over their scales."""
-    scales_TR = np.sqrt(variances_TR)
-    units_SR = samples_SR / np.where(scales_TR > 0, scales_TR, 1.0)[tier_S]
-    width_SR = widths_TR[tier_S]
+    scales_TR = np.sqrt(measured.variances_TR[:, keep])
+    scales_SR = np.where(scales_TR > 0, scales_TR, 1.0)[measured.tier_S]
+    units_SR = measured.samples_SR[:, keep] / scales_SR
+    width_SR = widths_TR[measured.tier_S]
     return {
         int(bits): lloyd_max(units_SR[width_SR == bits], int(bits)).astype(np.float16).astype(float)
         for bits in np.unique(widths_TR)

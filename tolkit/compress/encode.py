@@ -20,10 +20,10 @@ from torch import Tensor
 from tolkit.compress.codecs import encoder_for
 from tolkit.compress.plan import EncodePlan, PlanePlan
 from tolkit.compress.running import RunningSum, squares, sums_from_json, sums_to_json
+from tolkit.decode.record_decoder import unit_rows
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
-from tolkit.runtime.record_decoder import unit_rows
 from tolkit.sources import PlaneReader, TableSource
 from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.limits import BLOCK_ROWS

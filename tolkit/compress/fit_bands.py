@@ -22,10 +22,10 @@ from tolkit.compress.fit_job import Job, floor_bytes, make_job, shape_of
 from tolkit.compress.plan import EncodePlan, PlanePlan
 from tolkit.compress.transform import Metric
 from tolkit.compress.walk import PlaneRows, Rows
+from tolkit.decode.record_decoder import unit_rows
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
-from tolkit.runtime.record_decoder import unit_rows
 from tolkit.sources import TableSource
 from tolkit_formats.codecs import Codec
 from tolkit_formats.predictor import Predictor

@@ -29,9 +29,9 @@ from tolkit.compress.fit_bands import filled_plan, fit_bands, floor_bytes, sampl
 from tolkit.compress.plan import EncodePlan, plan_compress
 from tolkit.compress.resolve import BandsLayer, WorkingArrays
 from tolkit.compress.running import squares
+from tolkit.decode.record_decoder import unit_rows
 from tolkit.parallel import BlockPool, block_pool
 from tolkit.progress import Progress, TqdmProgress
-from tolkit.runtime.record_decoder import unit_rows
 from tolkit.sources import TableSource
 from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.records import Tier

@@ -15,10 +15,12 @@ __all__ = [
     "CLASSES",
     "FINE_CLASS",
     "GRID",
+    "MAX_MAGNITUDE",
     "PRICE",
     "bits_at",
     "class_of",
     "fine_bits",
+    "fine_for_peaks",
     "gaussian_bits",
     "kept_rows",
 ]
@@ -30,6 +32,9 @@ FINE_CLASS = GRID - 1
 """Second symbols that add b bits are of class FINE_CLASS + b."""
 
 CLASSES = GRID + MAX_FINE_BITS
+
+MAX_MAGNITUDE = 127
+"""Of a symbol: one byte holds it and a sign."""
 
 PRICE = 0.12
 """Squared error, in steps, that one bit must remove; 2 ln 2 / 12 in theory at high rates."""
@@ -57,6 +62,21 @@ def fine_bits(ratio: Floats) -> Integers:
     """
     octaves = np.ceil(np.log2(np.maximum(ratio, _LARGEST_RATIO) / _LARGEST_RATIO))
     return np.asarray(np.minimum(octaves, MAX_FINE_BITS), np.int64)
+
+
+def fine_for_peaks(fine_TR: Integers, peaks_TR: Floats, tier_rows: Integers) -> Integers:
+    """The same, with more bits where the largest coefficient is out of reach and worth it.
+
+    Args:
+        peaks_TR: largest magnitudes, in steps.
+        tier_rows: rows of each tier, all of which pay for a bit more.
+    """
+    reach_TR = MAX_MAGNITUDE * 2.0**fine_TR
+    needed_TR = np.ceil(np.log2(np.maximum(peaks_TR, MAX_MAGNITUDE) / MAX_MAGNITUDE))
+    needed_TR = np.clip(needed_TR, fine_TR, MAX_FINE_BITS).astype(np.int64)
+    gained_TR = np.maximum(peaks_TR - reach_TR, 0) ** 2
+    pays_TR = gained_TR > PRICE * (needed_TR - fine_TR) * tier_rows[:, None]
+    return np.where(pays_TR, needed_TR, fine_TR)
 
 
 def bits_at(ratio: Floats, costs_G: Floats) -> Floats:

@@ -24,9 +24,11 @@ from tolkit.compress.step_classes import (
     CLASSES,
     FINE_CLASS,
     GRID,
+    MAX_MAGNITUDE,
     PRICE,
     class_of,
     fine_bits,
+    fine_for_peaks,
     kept_rows,
 )
 from tolkit.compress.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
@@ -35,7 +37,7 @@ from tolkit.parallel import BlockPool
 
 __all__ = ["StepsFit", "StepsWalk", "Symbols", "tables_of"]
 
-_MAGNITUDES = 128
+_MAGNITUDES = MAX_MAGNITUDE + 1
 _ENOUGH = 256  # symbols that say something about a class
 
 Floats = npt.NDArray[np.float64]
@@ -125,9 +127,11 @@ class StepsWalk(Walk[StepsFit]):
         self, targets: npt.NDArray[np.generic], transform: Transform, metric: Metric
     ) -> StepsFit:
         weight_T = self._tier_weights()
-        variances_TR, _, _ = self._measure(targets, transform)
-        worth_TR = weight_T[:, None] * variances_TR * transform.importance_R.numpy()
-        fit = self._decided(transform, worth_TR, weight_T, metric)
+        measured = self._measure(targets, transform)
+        # Everything in the metric: a squared coefficient is what an error of its size costs.
+        scale_TR = np.sqrt(weight_T)[:, None] * np.sqrt(transform.importance_R.numpy())
+        worth_TR = scale_TR**2 * measured.variances_TR
+        fit = self._decided(transform, worth_TR, scale_TR * measured.peaks_TR, weight_T, metric)
         if self.scale is not None:
             synthesis_RD = transform.synthesis_RD if fit.basis is None else fit.basis.values_RD
             scaled_RD = (synthesis_RD * torch.from_numpy(fit.unit_R)[:, None]).float()
@@ -135,7 +139,12 @@ class StepsWalk(Walk[StepsFit]):
         return fit
 
     def _decided(
-        self, transform: Transform, worth_TR: Floats, weight_T: Floats, metric: Metric
+        self,
+        transform: Transform,
+        worth_TR: Floats,
+        peaks_TR: Floats,
+        weight_T: Floats,
+        metric: Metric,
     ) -> StepsFit:
         scale = self.scale or math.inf
         ratio_TR = np.sqrt(worth_TR) / scale
@@ -148,7 +157,10 @@ class StepsWalk(Walk[StepsFit]):
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
             analysis_DR = analysis_for(basis.values_RD, metric)
         unit_R = 1 / np.sqrt(transform.importance_R.numpy()[keep])
-        fine_TR = fine_bits(ratio_TR[:, keep])
+        fine_TR = fine_for_peaks(
+            fine_bits(ratio_TR[:, keep]), peaks_TR[:, keep] / scale, np.array(self.rows.tier_rows)
+        )
+        class_TR = np.maximum(class_of(ratio_TR[:, keep] / 2.0**fine_TR), fine_TR > 0)
         return StepsFit(
             transform.mean_D,
             transform.exponent,
@@ -160,7 +172,7 @@ class StepsWalk(Walk[StepsFit]):
             unit_R,
             np.ones(len(weight_T)) if self.scale is None else scale / np.sqrt(weight_T),
             worth_TR,
-            class_of(ratio_TR[:, keep] / 2.0**fine_TR),
+            class_TR,
             fine_TR,
         )
 

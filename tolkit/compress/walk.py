@@ -103,6 +103,23 @@ class Rows:
                 yield tier, start, min(start + _HALF, stop)
 
 
+@dataclass(frozen=True)
+class Coefficients:
+    """What the coefficients of a layer's targets are like; float64.
+
+    Attributes:
+        variances_TR: in each tier.
+        peaks_TR: largest magnitude in each tier.
+        samples_SR: of some rows.
+        tier_S: int64, their tiers.
+    """
+
+    variances_TR: npt.NDArray[np.float64]
+    peaks_TR: npt.NDArray[np.float64]
+    samples_SR: npt.NDArray[np.float64]
+    tier_S: npt.NDArray[np.int64]
+
+
 class Centred(Protocol):
     """What is taken off a target before the basis."""
 
@@ -234,28 +251,34 @@ class Walk(ABC, Generic[_Fit]):
             [float(self.rows.weights_V[first:stop].mean()) for first, stop in self.rows.ranges]
         )
 
-    def _measure(
-        self, targets: npt.NDArray[np.generic], transform: Transform
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """Variance of each coefficient in each tier, and coefficients of sampled rows."""
+    def _measure(self, targets: npt.NDArray[np.generic], transform: Transform) -> Coefficients:
+        """What the coefficients of the targets are like."""
         analysis_DR = transform.analysis_DR.float()
         wanted = min(_SAMPLED_ROWS, max(256, _SAMPLED_VALUES // analysis_DR.shape[1]))
         step = max(1, self.rows.count // wanted)
 
-        def measure(block: tuple[int, int, int]) -> tuple[int, Tensor, Tensor]:
+        def measure(block: tuple[int, int, int]) -> tuple[int, Tensor, Tensor, Tensor]:
             tier, first, stop = block
             coeffs_NR = self._residual(targets, transform, first, stop) @ analysis_DR
             picked = torch.arange(-first % step, stop - first, step)
-            return tier, coeffs_NR.double().square().sum(dim=0), coeffs_NR[picked]
+            squares_R = coeffs_NR.double().square().sum(dim=0)
+            return tier, squares_R, coeffs_NR.abs().amax(dim=0).double(), coeffs_NR[picked]
 
         sums_TR = torch.zeros((len(self.rows.ranges), analysis_DR.shape[1]), dtype=torch.float64)
+        peaks_TR = torch.zeros_like(sums_TR)
         samples, tiers = [], []
-        for tier, squares_R, picked_SR in self.pool.map(measure, self.rows.blocks()):
+        for tier, squares_R, peak_R, picked_SR in self.pool.map(measure, self.rows.blocks()):
             sums_TR[tier] += squares_R
+            peaks_TR[tier] = torch.maximum(peaks_TR[tier], peak_R)
             samples.append(picked_SR)
             tiers += [tier] * len(picked_SR)
         sizes_T1 = torch.tensor([[stop - first] for first, stop in self.rows.ranges])
-        return (sums_TR / sizes_T1).numpy(), torch.cat(samples).double().numpy(), np.array(tiers)
+        return Coefficients(
+            (sums_TR / sizes_T1).numpy(),
+            peaks_TR.numpy(),
+            torch.cat(samples).double().numpy(),
+            np.array(tiers),
+        )
 
     def _residual(
         self,

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tolkit.decode.record_decoder import RecordDecoder, backbone_embedding
 from tolkit.errors import BundleError, ResourceError, UsageError
 from tolkit.runtime.kernels import why_not
-from tolkit.runtime.record_decoder import RecordDecoder, backbone_embedding
 from tolkit_formats.limits import NO_SLOT
 from tolkit_formats.reader import Bundle
 from tolkit_formats.records import Tier

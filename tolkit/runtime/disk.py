@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tolkit.decode.record_decoder import RecordDecoder
 from tolkit.runtime.planes import TierRecords, decoded_planes
-from tolkit.runtime.record_decoder import RecordDecoder
 from tolkit.runtime.statistics import TableStatistics
 from tolkit_formats.cached_rows import DEFAULT_CACHE_BYTES, CachedRows
 from tolkit_formats.reader import Bundle, Where

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tolkit.decode.record_decoder import RecordDecoder
 from tolkit.errors import ResourceError
 from tolkit.runtime.planes import TierRecords, decoded_planes
-from tolkit.runtime.record_decoder import RecordDecoder
 from tolkit.runtime.statistics import TableStatistics
 from tolkit_formats.reader import Bundle
 from tolkit_formats.record_files import RecordFiles

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tolkit.decode.record_decoder import RecordDecoder
 from tolkit.model.rows import LazyPlanes
-from tolkit.runtime.record_decoder import RecordDecoder
 from tolkit_formats.records import Tier
 
 __all__ = ["TierRecords", "decoded_planes", "spread_planes"]

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from tolkit.cold_rows import ColdPlanes
+from tolkit.decode.record_decoder import PlaneDecoder
 from tolkit.errors import BundleError, InputError, UsageError
-from tolkit.runtime.record_decoder import PlaneDecoder
 from tolkit.sources.interface import (
     COPY_BYTES,
     PlaneReader,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tolkit.runtime.field_planes import codebook_starts
+from tolkit.decode.field_planes import codebook_starts
 from tolkit_formats.bitpack import FieldLayout
 from tolkit_formats.codecs import Bands, Codec, FourBit, Int8, Raw, Steps
 from tolkit_formats.codecs.fourbit import CODEBOOKS

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tolkit.decode.record_decoder import unit_rows
 from tolkit.runtime.kernels import element, expand
 from tolkit.runtime.kernels.plan import ElementPlan, ExpandPlan, Plans
 from tolkit.runtime.kernels.tuning import Blocks, Tuning
-from tolkit.runtime.record_decoder import unit_rows
 from tolkit_formats.reader import Bundle
 
 __all__ = ["FusedLookup"]

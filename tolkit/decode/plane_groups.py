@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tolkit.decode.element_planes import ElementDecoder, element_decoder
+from tolkit.decode.field_planes import BandsFields, ExpandedPlane, StepsFields
 from tolkit.errors import BundleError
-from tolkit.runtime.element_planes import ElementDecoder, element_decoder
-from tolkit.runtime.field_planes import BandsFields, ExpandedPlane, StepsFields
 from tolkit_formats.codecs import Bands, Codec, Steps, Svd
 from tolkit_formats.reader import Bundle
 from tolkit_formats.records import Plane, Tier

@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tolkit.decode.plane_groups import SharedArrays, plane_rows, tier_decoders
 from tolkit.model.files import mapped_tensor
-from tolkit.runtime.plane_groups import SharedArrays, plane_rows, tier_decoders
 from tolkit_formats.reader import Bundle
 
 __all__ = ["PlaneDecoder", "RecordDecoder", "backbone_embedding", "unit_rows"]
