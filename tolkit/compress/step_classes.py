@@ -23,6 +23,7 @@ __all__ = [
     "fine_for_peaks",
     "gaussian_bits",
     "kept_rows",
+    "wider_units",
 ]
 
 GRID = 33
@@ -77,6 +78,19 @@ def fine_for_peaks(fine_TR: Integers, peaks_TR: Floats, tier_rows: Integers) -> 
     gained_TR = np.maximum(peaks_TR - reach_TR, 0) ** 2
     pays_TR = gained_TR > PRICE * (needed_TR - fine_TR) * tier_rows[:, None]
     return np.where(pays_TR, needed_TR, fine_TR)
+
+
+def wider_units(peaks_TR: Floats, rows: int) -> Floats:
+    """Powers of two that steps of a component grow by where two symbols cannot reach its peak.
+
+    Args:
+        rows: of the source, all of which are coded less finely.
+    """
+    reach = MAX_MAGNITUDE * 2.0**MAX_FINE_BITS
+    peaks_R = np.maximum(peaks_TR.max(axis=0, initial=0.0), reach)
+    factor_R = 2.0 ** np.ceil(np.log2(peaks_R / reach))
+    pays_R = (peaks_R - reach) ** 2 > rows * (factor_R**2 - 1) / 12
+    return np.where(pays_R, factor_R, 1.0)
 
 
 def bits_at(ratio: Floats, costs_G: Floats) -> Floats:

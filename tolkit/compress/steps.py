@@ -30,6 +30,7 @@ from tolkit.compress.step_classes import (
     fine_bits,
     fine_for_peaks,
     kept_rows,
+    wider_units,
 )
 from tolkit.compress.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
 from tolkit.compress.walk import BandsWish, Rows, Walk
@@ -156,11 +157,15 @@ class StepsWalk(Walk[StepsFit]):
         if self.wish.transform == "klt":
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
             analysis_DR = analysis_for(basis.values_RD, metric)
-        unit_R = 1 / np.sqrt(transform.importance_R.numpy()[keep])
-        fine_TR = fine_for_peaks(
-            fine_bits(ratio_TR[:, keep]), peaks_TR[:, keep] / scale, np.array(self.rows.tier_rows)
-        )
-        class_TR = np.maximum(class_of(ratio_TR[:, keep] / 2.0**fine_TR), fine_TR > 0)
+        tier_rows = np.array(self.rows.tier_rows)
+        peaks_TR = peaks_TR[:, keep] / scale
+        factor_R = np.ones(len(keep))
+        if basis is not None:  # whose rows carry it
+            factor_R = wider_units(peaks_TR, int(tier_rows.sum()))
+        unit_R = factor_R / np.sqrt(transform.importance_R.numpy()[keep])
+        ratio_TR = ratio_TR[:, keep] / factor_R
+        fine_TR = fine_for_peaks(fine_bits(ratio_TR), peaks_TR / factor_R, tier_rows)
+        class_TR = np.maximum(class_of(ratio_TR / 2.0**fine_TR), fine_TR > 0)
         return StepsFit(
             transform.mean_D,
             transform.exponent,
