@@ -17,7 +17,7 @@ from tolkit.compress.step_classes import (
     gaussian_bits,
     wider_units,
 )
-from tolkit.compress.steps import Symbols, tables_of
+from tolkit.compress.steps import Symbols, _storable, tables_of
 
 
 def test_classes_are_steps_of_a_sixth_octave_above_the_least() -> None:
@@ -72,3 +72,15 @@ def test_thresholds_pay_for_the_bits_of_a_magnitude() -> None:
     # By the formula: (v0 + v1) / 2 + price * (b1 - b0) / 2 / (v1 - v0)
     want = 0.4375 + 0.12 * (math.log2(4000.5 / 2000.5)) / 2 / 0.875
     assert float(tables.zero_K[20]) == pytest.approx(max(want, 0.5), abs=1e-4)
+
+
+def test_stored_scales_are_those_of_the_walk() -> None:
+    """Rounding them afterwards cut coefficients of 10,000 steps off by whole steps."""
+    rng = np.random.default_rng(0)
+    scales_R = rng.uniform(0.5, 2, 1000).astype(np.float16).astype(np.float64)
+    unit_R = np.exp(rng.standard_normal(1000) * 2)
+    scales_R[0] = 0.0
+    got_R = _storable(unit_R, scales_R)
+    product_R = got_R * scales_R
+    assert np.array_equal(product_R.astype(np.float16), product_R)
+    assert np.abs(got_R / unit_R - 1).max() <= 2**-11

@@ -9,17 +9,33 @@ from pathlib import Path
 
 import pytest
 
+from tolkit.data import stdlib_corpus
 from tolkit_cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parents[2]
+ONE_IN = 12
 # What a reader waits minutes for is shortened, nothing else is changed.
 SHORTER = {
-    "tol demo": ["--minutes", "0.02", "--tokens", "1500"],
+    "tol demo": ["--minutes", "0.01", "--tokens", "600"],
     "tol train": ["--steps", "2", "--batch", "2", "--sequence", "32"],
     "tol eval": ["--limit-tokens", "600"],
     "tol calibrate": ["--tokens", "600"],
     "tol study alpha": ["--limit-tokens", "600"],
+    "tol compress ckpt -o good.tol": ["--limit-tokens", "300", "--max-kl", "50"],
+    "tol drop-layers full.tol -o best.tol --auto": ["--limit-tokens", "300"],
+    "tol bench decode --preset": ["--layers", "1", "--tokens", "2", "--rounds", "1"],
 }
+
+
+@pytest.fixture(autouse=True)
+def less_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One file in ONE_IN of the built-in corpus: reading all of it is most of the time."""
+    everything = stdlib_corpus._source_files
+
+    def some() -> dict[str, Path]:
+        return dict(sorted(everything().items())[::ONE_IN])
+
+    monkeypatch.setattr(stdlib_corpus, "_source_files", some)
 
 
 def run(line: str, capsys: pytest.CaptureFixture[str]) -> str:

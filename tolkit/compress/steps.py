@@ -163,6 +163,8 @@ class StepsWalk(Walk[StepsFit]):
         if basis is not None:  # whose rows carry it
             factor_R = wider_units(peaks_TR, int(tier_rows.sum()))
         unit_R = factor_R / np.sqrt(transform.importance_R.numpy()[keep])
+        if basis is not None:
+            unit_R = _storable(unit_R, basis.scales_R.numpy())
         ratio_TR = ratio_TR[:, keep] / factor_R
         fine_TR = fine_for_peaks(fine_bits(ratio_TR), peaks_TR / factor_R, tier_rows)
         class_TR = np.maximum(class_of(ratio_TR / 2.0**fine_TR), fine_TR > 0)
@@ -213,6 +215,17 @@ class StepsWalk(Walk[StepsFit]):
         self.symbols.layer_counts.append(layer_counts)
         if self.feedback:
             self._carry = carry
+
+
+def _storable(unit_R: Floats, scales_R: Floats) -> Floats:
+    """Units whose products with the basis' scales f16 holds exactly, but for powers of two.
+
+    Rounding the product later would be an error of up to one in 2^11 of coefficients that can be
+    16,000 steps.
+    """
+    fraction_R, exponent_R = np.frexp(unit_R * scales_R)
+    product_R = np.ldexp(np.round(fraction_R * 2**11), exponent_R - 11)
+    return np.where(scales_R > 0, product_R / np.where(scales_R > 0, scales_R, 1), unit_R)
 
 
 def _counts(symbols_NP: npt.NDArray[np.uint8], class_P: Integers) -> Floats:
