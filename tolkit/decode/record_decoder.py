@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tolkit.decode.element_planes import empty_rows
 from tolkit.decode.plane_groups import SharedArrays, plane_rows, tier_decoders
 from tolkit.model.files import mapped_tensor
 from tolkit_formats.reader import Bundle
@@ -78,9 +79,8 @@ class RecordDecoder:
         if len(decoders) == 1 and not self._predictors:
             rows_nKD = decoders[0].rows(records_nS)
         else:
-            rows_nKD = torch.empty(
-                (len(records_nS), len(self.layer_ids), self._width), device=self.device
-            )
+            shape = (len(records_nS), len(self.layer_ids), self._width)
+            rows_nKD = empty_rows(shape, self.device)
             for decoder in decoders:
                 rows_nKD[:, decoder.index] = decoder.rows(records_nS)
         self._add_predictions(rows_nKD, ids_n)
