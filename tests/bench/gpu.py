@@ -1,6 +1,7 @@
-"""Everything that waits for a CUDA device, in one call: tests marked gpu, look-ups, evaluation.
+"""Everything that waits for a CUDA device, in one call: tests, look-ups, decoding, evaluation.
 
-Look-ups: gpu_tables.py.
+Look-ups: gpu_tables.py. Decoding: `tol bench decode` at the 1B shape, contexts 256 and 2048
+(Table 6 of the paper), tables on the device, in host memory and on disk.
 
 Evaluation against the bare forward pass (hidden states and the head's product, nothing kept) of
 the same model on the same batches: a reference alone, and beside a candidate whose table rows are
@@ -30,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import gpu_tables
 from _eval_fakes import documents_of, pico_pair
 
+from tolkit.bench import DecodeSpec, bench_decode
 from tolkit.evaluate import Window, Windows, evaluate, windows_of
 from tolkit.evaluate.batching import padded
 from tolkit.evaluate.forward import Machine
@@ -144,6 +146,28 @@ def compare_speed(device: str, name: str, dtype: str, seconds: float) -> None:
         print(f"| {label} | {statistics.median(of_label):,.0f} | {share} |")
 
 
+def compare_decoding(device: torch.device) -> None:
+    """Table 6; on a CPU the smallest shape, to see that it runs."""
+    small = device.type == "cpu"
+    shape: dict[str, Any] = {"preset": "tiny", "rounds": 1, "tokens": 4} if small else {
+        "preset": "1b", "rounds": 5, "tokens": 32,
+    }  # fmt: skip
+    print("\n| context | model | tables | ms/token | of dense | bound | weights, GB | device, GB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for context in (64,) if small else (256, 2048):
+        spec = DecodeSpec(
+            tables=("device", "host", "disk"), device=device.type, context=context, **shape
+        )
+        for result in bench_decode(spec, SilentProgress()).results:
+            on_device = f"{(result.device_bytes or 0) / 1e9:.2f}"
+            print(
+                f"| {context} | {result.name} | {result.tables or ''} | "
+                f"{result.ms_per_token:.2f} | {result.ratio:.3f} | {result.bound:.3f} | "
+                f"{result.weights_bytes / 1e9:.2f} | {on_device} |",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda")
@@ -159,6 +183,7 @@ def main() -> None:
         run_marked_tests()
     check_against_cpu(asked.device)
     gpu_tables.main(device)
+    compare_decoding(device)
     for dtype in ("bfloat16", "float32"):
         compare_speed(asked.device, asked.preset, dtype, asked.seconds)
 
