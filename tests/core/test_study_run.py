@@ -256,7 +256,8 @@ def test_without_matplotlib_the_figure_is_left_out(
 
 
 def test_every_study_is_complete() -> None:
-    assert list(STUDIES) == ["alpha", "bits", "rank", "drop", "spectrum", "pruning", "pareto"]
+    names = ["alpha", "bits", "rank", "drop", "spectrum", "pruning", "pareto", "decode"]
+    assert list(STUDIES) == names
     for study in STUDIES.values():
         assert study.paper.place
         assert study.about.endswith(".")
