@@ -7,7 +7,6 @@ the same order, so values are equal bit for bit.
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import numpy as np
@@ -32,18 +31,15 @@ class ElementDecoder(Protocol):
         """U8 [n, P, B], segments four-byte aligned in memory, to float32 [n, P, W]."""
 
 
-def empty_rows(
-    shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """A tensor whose values are not set.
+def empty_rows(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    """Float32, values not set.
 
     On a CPU it is numpy's memory, which asks the system for huge pages: torch's does not, and took
     four times as long to fill a fresh array of 32 MB.
     """
-    size_bytes = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or not size_bytes:
-        return torch.empty(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.empty(size_bytes, np.uint8)).view(dtype).view(shape)
+    if device.type != "cpu":
+        return torch.empty(shape, device=device)
+    return torch.from_numpy(np.empty(shape, np.float32))
 
 
 def element_decoder(codec: Codec, device: torch.device) -> ElementDecoder:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from tolkit.decode.element_planes import empty_rows
 from tolkit.decode.record_decoder import RecordDecoder
 from tolkit.model.rows import LazyPlanes
 from tolkit_formats.records import Tier
@@ -98,7 +98,7 @@ def _all_layers(
 ) -> Tensor:
     if len(pieces) == 1 and pieces[0].where is None and pieces[0].records is not None:
         return decoder.decode(pieces[0].tier, pieces[0].records, ids_n)
-    rows_nKD = empty_rows(shape, decoder.device, decoder.dtype)
+    rows_nKD = torch.empty(shape, dtype=decoder.dtype, device=decoder.device)
     for piece in pieces:
         assert piece.records is not None and piece.where is not None
         here = ids_n[piece.where]
@@ -118,7 +118,7 @@ def _one_layer(
     if len(pieces) == 1 and pieces[0].where is None and len(ids_n) <= step:
         plane_nB = pieces[0].plane(place, slice(None))
         return decoder.decode_plane(pieces[0].tier, place, plane_nB, ids_n)
-    rows_nD = empty_rows((len(ids_n), hidden_size), decoder.device, decoder.dtype)
+    rows_nD = torch.empty((len(ids_n), hidden_size), dtype=decoder.dtype, device=decoder.device)
     for piece in pieces:
         count = len(ids_n) if piece.where is None else len(piece.where)
         for first in range(0, count, step):
