@@ -26,6 +26,7 @@ __all__ = [
 _M_MMAP_THRESHOLD = -3  # mallopt(3)
 _SMALL_MAPPING_BYTES = 1 << 20
 _LARGEST_MAPPING_BYTES = 32 << 20  # where glibc's own, growing threshold ends
+_STRIP_ROWS = 128
 
 _A = TypeVar("_A")
 _R = TypeVar("_R")
@@ -53,6 +54,12 @@ class BlockPool:
     def map(self, function: Callable[[_A], _R], items: Iterable[_A]) -> list[_R]:
         """`[function(item) for item in items]`, side by side; the first error is raised."""
         return list(self.executor.map(function, items))
+
+    def product(self, left_MK: torch.Tensor, right_KN: torch.Tensor) -> torch.Tensor:
+        """`left @ right` in strips of rows side by side; the same bits at any number of threads."""
+        starts = range(0, len(left_MK), _STRIP_ROWS)
+        strips = self.map(lambda m: left_MK[m : m + _STRIP_ROWS] @ right_KN, starts)
+        return torch.cat(strips) if strips else left_MK @ right_KN
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from tolkit.compress.bands import BandsWalk
 from tolkit.compress.transform import Metric, Moments, fit_transform, quantise_rows
 from tolkit.compress.walk import BandsWish, Rows
 from tolkit.errors import NonFiniteError
-from tolkit.parallel import block_pool
+from tolkit.parallel import BlockPool, block_pool
 
 ROWS, WIDTH = 300, 9
+POOL = BlockPool(1)
 
 
 def draw(seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -64,7 +65,7 @@ def test_sums_that_overflowed_are_named() -> None:
 def test_without_a_metric_it_is_weighted_pca() -> None:
     targets, _, weights = draw()
     moments = Moments.of_sums(gram([targets], weights))
-    fitted = fit_transform(moments, Metric(None, WIDTH), 0)
+    fitted = fit_transform(moments, Metric(None, WIDTH), 0, POOL)
     values, vectors = np.linalg.eigh(weighted(targets, weights)[1])
     assert np.allclose(fitted.variances_R, values[::-1])
     overlap = np.abs(fitted.synthesis_RD.numpy() @ vectors[:, ::-1])
@@ -78,7 +79,7 @@ def test_without_a_metric_it_is_weighted_pca() -> None:
 def test_all_coefficients_give_the_row_back(with_metric: bool) -> None:
     targets, _, weights = draw()
     metric = Metric(draw_metric(), WIDTH) if with_metric else Metric(None, WIDTH, 3.0)
-    fitted = fit_transform(Moments.of_sums(gram([targets], weights)), metric, 0)
+    fitted = fit_transform(Moments.of_sums(gram([targets], weights)), metric, 0, POOL)
     centred = torch.from_numpy(targets) - fitted.mean_D
     coeffs = centred @ fitted.analysis_DR
     assert torch.allclose(coeffs @ fitted.synthesis_RD, centred, rtol=0, atol=1e-9)
@@ -102,7 +103,7 @@ def test_importance_is_what_an_error_costs_in_the_metric() -> None:
     targets, _, weights = draw()
     metric = Metric(draw_metric(), WIDTH)
     floor = 0.01 * draw_metric().diagonal().mean() * torch.eye(WIDTH)
-    fitted = fit_transform(Moments.of_sums(gram([targets], weights)), metric, 0)
+    fitted = fit_transform(Moments.of_sums(gram([targets], weights)), metric, 0, POOL)
     for r in range(WIDTH):
         error_D = fitted.synthesis_RD[r]
         cost = float(error_D @ (draw_metric() + floor) @ error_D)
@@ -113,7 +114,7 @@ def test_importance_is_what_an_error_costs_in_the_metric() -> None:
 def test_a_metric_with_zeros_survives(diagonal: list[float]) -> None:
     metric = Metric(torch.diag(torch.tensor(diagonal)), WIDTH)
     moments = Moments.of_sums(gram([draw()[0]], np.ones(ROWS)))
-    fitted = fit_transform(moments, metric, 0)
+    fitted = fit_transform(moments, metric, 0, POOL)
     for part in (fitted.analysis_DR, fitted.synthesis_RD, fitted.importance_R, fitted.variances_R):
         assert bool(torch.isfinite(part).all())
     assert bool((fitted.importance_R > 0).all())
@@ -123,7 +124,7 @@ def test_a_table_of_zeros_or_constants_survives() -> None:
     for value in (0.0, 4.0):
         targets = np.full((ROWS, WIDTH), value)
         moments = Moments.of_sums(gram([targets], np.ones(ROWS)))
-        fitted = fit_transform(moments, Metric(None, WIDTH), 0)
+        fitted = fit_transform(moments, Metric(None, WIDTH), 0, POOL)
         assert np.allclose(fitted.mean_D, value) and float(fitted.variances_R.max()) < 1e-12
         assert bool(torch.isfinite(fitted.synthesis_RD).all())
 
@@ -134,8 +135,8 @@ def test_prediction_takes_the_linear_part_away(bits: int) -> None:
     weights_DD = np.random.default_rng(1).standard_normal((WIDTH, WIDTH))
     linear = unit @ weights_DD.T + 0.05 * targets
     moments = sums(linear, unit, weights)
-    plain = fit_transform(moments, Metric(None, WIDTH), 0)
-    fitted = fit_transform(moments, Metric(None, WIDTH), bits)
+    plain = fit_transform(moments, Metric(None, WIDTH), 0, POOL)
+    fitted = fit_transform(moments, Metric(None, WIDTH), bits, POOL)
     assert plain.predictor is None and fitted.predictor is not None
     # What is said to be left is left: rounded weights, and the mean that goes with them.
     left = linear - unit @ fitted.predictor.values_RD.numpy().T
@@ -150,7 +151,7 @@ def test_nothing_is_predicted_where_nothing_is_linear() -> None:
     targets, _, _ = draw()
     zeros = np.zeros((ROWS, WIDTH))
     moments = sums(targets, zeros, np.ones(ROWS))
-    assert fit_transform(moments, Metric(None, WIDTH), 3).predictor is None
+    assert fit_transform(moments, Metric(None, WIDTH), 3, POOL).predictor is None
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])

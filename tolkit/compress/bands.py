@@ -69,7 +69,11 @@ class LayerFit:
 
 
 class BandsWalk(Walk[LayerFit]):
-    """One pass through the layers at one price of a bit; the arguments besides are `Walk`'s."""
+    """One pass through the layers; the arguments besides are `Walk`'s.
+
+    Args:
+        price: of a bit; 0 quantises nothing and passes no loss on, to learn variances.
+    """
 
     def __init__(
         self, rows: Rows, wish: BandsWish, pool: BlockPool, *, price: float, feedback: bool
@@ -89,7 +93,9 @@ class BandsWalk(Walk[LayerFit]):
         if self.wish.transform == "klt":
             keep, bits_R = self._basis_widths(worth_TR)
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
-            analysis_DR = analysis_for(basis.values_RD, metric)
+            analysis_DR = transform.analysis_DR[:, keep]
+            if self.price:
+                analysis_DR = analysis_for(basis.values_RD, metric, self.pool)
         else:
             keep = np.arange(len(importance_R))
             bits_R = np.zeros(len(keep), np.int64)
@@ -107,7 +113,7 @@ class BandsWalk(Walk[LayerFit]):
             weight_T,
             _codebooks(measured, keep, widths_TR),
         )
-        if self.feedback:
+        if self.feedback and self.price:
             synthesis_RD = transform.synthesis_RD if basis is None else basis.values_RD
             self._pass_carry(fit, targets, synthesis_RD.float(), widths_TR)
         return fit
@@ -132,24 +138,24 @@ class BandsWalk(Walk[LayerFit]):
         widths_TR: npt.NDArray[np.int64],
     ) -> None:
         scales_TR = torch.from_numpy(np.sqrt(fit.variances_TR)).float()
+        divisors_TR = torch.where(scales_TR > 0, scales_TR, 1.0)
         carry = self.rows.scratch(f"carry{self._layer % 2}")
 
         def step(block: tuple[int, int, int]) -> None:
             tier, first, stop = block
-            residual_ND = self._residual(targets, fit, first, stop)
-            coeffs_NR = residual_ND @ fit.analysis_DR
-            values_NR = torch.zeros_like(coeffs_NR)
+            residual_ND = self._spilled(targets, first, stop)
+            units_NR = (residual_ND @ fit.analysis_DR).div_(divisors_TR[tier])
+            values_NR = torch.zeros_like(units_NR)
             for bits in np.unique(widths_TR[tier]):
-                columns = torch.from_numpy(np.flatnonzero(widths_TR[tier] == bits))
                 if not bits:
                     continue
+                columns = torch.from_numpy(np.flatnonzero(widths_TR[tier] == bits))
                 book = torch.from_numpy(fit.codebook(int(bits))).float()
-                scales_C = scales_TR[tier, columns]
-                units = coeffs_NR[:, columns] / torch.where(scales_C > 0, scales_C, 1.0)
-                codes = torch.bucketize(units.contiguous(), (book[1:] + book[:-1]) / 2)
-                values_NR[:, columns] = book[codes] * scales_C
-            residual_ND -= values_NR @ synthesis_RD
-            self._spill(carry, first, residual_ND)
+                edges = (book[1:] + book[:-1]) / 2
+                codes = torch.bucketize(units_NR[:, columns], edges, out_int32=True)
+                values_NR[:, columns] = book[codes]
+            values_NR.mul_(scales_TR[tier])
+            self._spill(carry, first, residual_ND - values_NR @ synthesis_RD)
 
         self.pool.map(step, self.rows.blocks())
         self._carry = carry

@@ -162,13 +162,11 @@ class Metrics:
             for reader in readers:
                 summed += self._calibration.metric_DD(reader)
             metric = Metric(summed, width)
-            places = [
-                self._scratch.array(f"metric{layer}.{i}", np.float64, (width, width))
-                for i in range(2)
-            ]
-            for place, made in zip(places, (metric.root_DD, metric.inverse_DD), strict=True):
-                place[:] = made.numpy()
-            metric.root_DD, metric.inverse_DD = (torch.from_numpy(place) for place in places)
+            metric.move(
+                lambda name: self._scratch.array(
+                    f"metric{layer}.{name}", np.float64, (width, width)
+                )
+            )
             self._known[layer] = metric
         return self._known[layer]
 

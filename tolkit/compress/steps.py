@@ -156,7 +156,7 @@ class StepsWalk(Walk[StepsFit]):
         basis, analysis_DR = None, transform.analysis_DR
         if self.wish.transform == "klt":
             basis = quantise_rows(transform.synthesis_RD[keep], torch.from_numpy(bits_R))
-            analysis_DR = analysis_for(basis.values_RD, metric)
+            analysis_DR = analysis_for(basis.values_RD, metric, self.pool)
         tier_rows = np.array(self.rows.tier_rows)
         peaks_TR = peaks_TR[:, keep] / scale
         factor_R = np.ones(len(keep))
@@ -191,14 +191,14 @@ class StepsWalk(Walk[StepsFit]):
 
         def step(block: tuple[int, int, int]) -> tuple[int, Floats, Floats, Floats]:
             tier, first, stop = block
-            residual_ND = self._residual(targets, fit, first, stop)
+            residual_ND = self._spilled(targets, first, stop)
             units_NR = residual_ND @ fit.analysis_DR / steps[tier]
             symbols_NP, values_NR = quantised_steps(
                 units_NR, classes_TP[tier], torch.from_numpy(fit.fine_TR[tier]), self.tables
             )
             if self.feedback:
-                residual_ND -= (values_NR * steps[tier]) @ scaled_RD
-                self._spill(carry, first, residual_ND)
+                lost_ND = residual_ND - (values_NR * steps[tier]) @ scaled_RD
+                self._spill(carry, first, lost_ND)
             one_R = fit.fine_TR[tier] == 0
             counts = _counts(symbols_NP.numpy(), classes_TP[tier].numpy())
             short = _short(symbols_NP.numpy(), units_NR.numpy(), fit.class_TR[tier], one_R)

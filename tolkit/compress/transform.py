@@ -10,13 +10,17 @@ and a squared error of one costs `importance` times as much as the metric says.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from tolkit.errors import NonFiniteError
-from tolkit.parallel import one_intra_op_thread
+from tolkit.parallel import BlockPool, one_intra_op_thread
 
 __all__ = [
     "Metric",
@@ -31,6 +35,7 @@ __all__ = [
 _RIDGE = 1e-4
 _TINY = 1e-10
 _METRIC_FLOOR = 0.01  # of the mean diagonal, LAB finding 4
+_SOLVED_COLUMNS = 512  # each strip copies the factor
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,20 @@ def quantise_rows(rows_RD: Tensor, bits: Tensor | int) -> Quantised:
 
 
 class Metric:
-    """G^(1/2) and its inverse for a reader's Fisher metric; the identity where none is known."""
+    """G^(1/2) and its inverse for a reader's Fisher metric G.
+
+    Args:
+        metric_DD: G; None where it is not known, which is the identity times `scale`.
+
+    Attributes:
+        root_DD, inverse_DD: float64; None where G is not known.
+    """
 
     def __init__(self, metric_DD: Tensor | None, width: int, scale: float = 1.0) -> None:
+        self.width, self.scale = width, scale
+        self.root_DD: Tensor | None = None
+        self.inverse_DD: Tensor | None = None
         if metric_DD is None:
-            self.root_DD = torch.eye(width, dtype=torch.float64) * scale**0.5
-            self.inverse_DD = torch.eye(width, dtype=torch.float64) / scale**0.5
             return
         floor = _METRIC_FLOOR * float(metric_DD.diagonal().double().mean()) or 1.0
         with one_intra_op_thread():
@@ -79,6 +92,34 @@ class Metric:
             values_D = values_D.clamp(min=0) + floor
             self.root_DD = (vectors_DD * values_D.sqrt()) @ vectors_DD.T
             self.inverse_DD = (vectors_DD / values_D.sqrt()) @ vectors_DD.T
+
+    def move(self, place: Callable[[str], npt.NDArray[np.float64]]) -> None:
+        """Keep the matrices in the arrays that `place` gives for their names."""
+        for name in ("root_DD", "inverse_DD"):
+            matrix_DD = getattr(self, name)
+            if matrix_DD is not None:
+                kept = place(name)
+                kept[:] = matrix_DD.numpy()
+                setattr(self, name, torch.from_numpy(kept))
+
+    def rooted(self, rows_ND: Tensor, pool: BlockPool) -> Tensor:
+        """rows @ G^(1/2)."""
+        if self.root_DD is None:
+            return rows_ND * math.sqrt(self.scale)
+        return pool.product(rows_ND, self.root_DD)
+
+    def unrooted(self, rows_ND: Tensor, pool: BlockPool) -> Tensor:
+        """rows @ G^(-1/2)."""
+        if self.inverse_DD is None:
+            return rows_ND / math.sqrt(self.scale)
+        return pool.product(rows_ND, self.inverse_DD)
+
+    @property
+    def mean_eigenvalue(self) -> float:
+        """Of G: what a squared error costs in all directions alike."""
+        if self.root_DD is None:
+            return self.scale
+        return float((self.root_DD**2).sum()) / self.width
 
 
 @dataclass(frozen=True)
@@ -147,19 +188,22 @@ class Transform:
     exponent: int
 
 
-def fit_transform(moments: Moments, metric: Metric, predictor_bits: int) -> Transform:
+def fit_transform(
+    moments: Moments, metric: Metric, predictor_bits: int, pool: BlockPool
+) -> Transform:
     """The best transform for these targets in this metric.
 
     Args:
         predictor_bits: of the weights; 0 predicts nothing.
     """
-    predictor, residual_DD = _predict(moments, predictor_bits)
+    predictor, residual_DD = _predict(moments, predictor_bits, pool)
+    inside_DD = metric.rooted(metric.rooted(residual_DD, pool).T, pool)
     with one_intra_op_thread():
-        values_D, vectors_DD = torch.linalg.eigh(metric.root_DD @ residual_DD @ metric.root_DD)
+        values_D, vectors_DD = torch.linalg.eigh(inside_DD)
     values_R, vectors_DR = values_D.flip(0).clamp(min=0), vectors_DD.flip(1)
     peak_1R = vectors_DR.abs().argmax(dim=0, keepdim=True)
     vectors_DR = vectors_DR * vectors_DR.gather(0, peak_1R).sign()
-    synthesis_RD = vectors_DR.T @ metric.inverse_DD
+    synthesis_RD = metric.unrooted(vectors_DR.T, pool)
     norms_R = synthesis_RD.norm(dim=1)
     mean_D = moments.mean_t
     if predictor is not None and moments.mean_u is not None:
@@ -171,7 +215,7 @@ def fit_transform(moments: Moments, metric: Metric, predictor_bits: int) -> Tran
         mean_D=scaled,
         predictor=predictor,
         predictor_bits=predictor_bits if predictor is not None else 0,
-        analysis_DR=metric.root_DD @ vectors_DR * norms_R,
+        analysis_DR=metric.rooted(vectors_DR.T, pool).T * norms_R,
         synthesis_RD=synthesis_RD / norms_R[:, None],
         importance_R=1 / norms_R**2,
         variances_R=variances_R,
@@ -179,21 +223,19 @@ def fit_transform(moments: Moments, metric: Metric, predictor_bits: int) -> Tran
     )
 
 
-def analysis_for(basis_RD: Tensor, metric: Metric) -> Tensor:
+def analysis_for(basis_RD: Tensor, metric: Metric, pool: BlockPool) -> Tensor:
     """Coefficients of targets in a rounded basis, by least squares in the metric: float64 [D, R].
 
     What rounding turned a row by, the other rows make up for as far as there are any.
     """
-    metric_DD = metric.root_DD @ metric.root_DD
-    with one_intra_op_thread():
-        gram_RR = basis_RD @ metric_DD @ basis_RD.T
-        diagonal_R = gram_RR.diagonal()
-        diagonal_R += _TINY * diagonal_R + _TINY * diagonal_R.sum()  # rows rounded to the same
-        coefficients_RD: Tensor = torch.linalg.solve(gram_RR, basis_RD @ metric_DD)
-    return coefficients_RD.T
+    costs_RD = metric.rooted(metric.rooted(basis_RD, pool), pool)
+    gram_RR = pool.product(basis_RD, costs_RD.T)
+    diagonal_R = gram_RR.diagonal()
+    diagonal_R += _TINY * diagonal_R + _TINY * diagonal_R.sum()  # rows rounded to the same
+    return _solved(gram_RR, costs_RD, pool).T
 
 
-def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:
+def _predict(moments: Moments, bits: int, pool: BlockPool) -> tuple[Quantised | None, Tensor]:
     """Least-squares weights rounded to `bits`, and the covariance of what they leave."""
     if not bits:
         return None, moments.cov_tt
@@ -201,16 +243,28 @@ def _predict(moments: Moments, bits: int) -> tuple[Quantised | None, Tensor]:
     width = len(moments.cov_tt)
     ridge = _RIDGE * float(moments.cov_uu.diagonal().mean()) + 1e-9
     eye = torch.eye(width, dtype=torch.float64)
-    with one_intra_op_thread():
-        weights_DD = torch.linalg.solve(moments.cov_uu + ridge * eye, moments.cov_ut)
+    weights_DD = _solved(moments.cov_uu + ridge * eye, moments.cov_ut, pool)
     if not bool(weights_DD.any()) or not bool(torch.isfinite(weights_DD).all()):
         return None, moments.cov_tt
     quantised = quantise_rows(weights_DD.T.contiguous(), bits)
-    rounded_DD = quantised.values_RD.T  # [in, out]
-    cross_DD = rounded_DD.T @ moments.cov_ut
-    residual = moments.cov_tt - cross_DD - cross_DD.T
-    residual = residual + rounded_DD.T @ moments.cov_uu @ rounded_DD
+    rounded_DD = quantised.values_RD  # [out, in]
+    cross_DD = pool.product(rounded_DD, moments.cov_ut)
+    explained_DD = pool.product(pool.product(rounded_DD, moments.cov_uu), rounded_DD.T)
+    residual = moments.cov_tt - cross_DD - cross_DD.T + explained_DD
     return quantised, (residual + residual.T) / 2
+
+
+def _solved(matrix_DD: Tensor, right_DN: Tensor, pool: BlockPool) -> Tensor:
+    """matrix^-1 @ right for a symmetric matrix, positive definite up to rounding."""
+    with one_intra_op_thread():
+        factor_DD, failed = torch.linalg.cholesky_ex(matrix_DD)
+        if int(failed):
+            solved_DN: Tensor = torch.linalg.solve(matrix_DD, right_DN)
+            return solved_DN
+    strips = [
+        right_DN[:, n : n + _SOLVED_COLUMNS] for n in range(0, right_DN.shape[1], _SOLVED_COLUMNS)
+    ]
+    return torch.cat(pool.map(lambda strip: torch.cholesky_solve(strip, factor_DD), strips), dim=1)
 
 
 def _exponent(magnitudes: Tensor) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tolkit.compress.gram import CrossAccumulator, GramAccumulator
 from tolkit.compress.tiers import TierRange
-from tolkit.compress.transform import Metric, Moments, Quantised, Transform, fit_transform
+from tolkit.compress.transform import Metric, Moments, Transform, fit_transform
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Task
@@ -118,16 +118,6 @@ class Coefficients:
     peaks_TR: npt.NDArray[np.float64]
     samples_SR: npt.NDArray[np.float64]
     tier_S: npt.NDArray[np.int64]
-
-
-class Centred(Protocol):
-    """What is taken off a target before the basis."""
-
-    @property
-    def mean_D(self) -> Tensor: ...
-
-    @property
-    def predictor(self) -> Quantised | None: ...
 
 
 class Walk(ABC, Generic[_Fit]):
@@ -227,21 +217,20 @@ class Walk(ABC, Generic[_Fit]):
                     start, waiting = stop, []
 
     def _transform(self, moments: Moments, metric: Metric, width: int) -> Transform:
-        transform = fit_transform(moments, metric, self.predictor_bits)
+        transform = fit_transform(moments, metric, self.predictor_bits, self.pool)
         if self.wish.transform == "klt":
             return transform
         rotation_DD = rotated(torch.eye(width)).double()
         spread_D = ((rotation_DD @ transform.synthesis_RD.T) ** 2 @ transform.variances_R).clamp(
             min=0
         )
-        importance = float((metric.root_DD**2).sum()) / width
         return Transform(
             transform.mean_D,
             transform.predictor,
             transform.predictor_bits,
             rotation_DD,
             rotation_DD,
-            torch.full((width,), importance, dtype=torch.float64),
+            torch.full((width,), metric.mean_eigenvalue, dtype=torch.float64),
             spread_D,
             transform.exponent,
         )
@@ -252,14 +241,26 @@ class Walk(ABC, Generic[_Fit]):
         )
 
     def _measure(self, targets: npt.NDArray[np.generic], transform: Transform) -> Coefficients:
-        """What the coefficients of the targets are like."""
+        """What the coefficients of the targets are like; leaves in `targets` what is transformed.
+
+        That is the targets without mean and prediction.
+        """
         analysis_DR = transform.analysis_DR.float()
         wanted = min(_SAMPLED_ROWS, max(256, _SAMPLED_VALUES // analysis_DR.shape[1]))
         step = max(1, self.rows.count // wanted)
+        mean_D = transform.mean_D.float()
+        weights_DD = None
+        if transform.predictor is not None:
+            weights_DD = transform.predictor.values_RD.T.float()
 
         def measure(block: tuple[int, int, int]) -> tuple[int, Tensor, Tensor, Tensor]:
             tier, first, stop = block
-            coeffs_NR = self._residual(targets, transform, first, stop) @ analysis_DR
+            residual_ND = self._spilled(targets, first, stop) - mean_D
+            if weights_DD is not None:
+                assert self.rows.unit is not None
+                residual_ND -= self.rows.unit(first, stop) @ weights_DD
+            self._spill(targets, first, residual_ND)
+            coeffs_NR = residual_ND @ analysis_DR
             picked = torch.arange(-first % step, stop - first, step)
             squares_R = coeffs_NR.double().square().sum(dim=0)
             return tier, squares_R, coeffs_NR.abs().amax(dim=0).double(), coeffs_NR[picked]
@@ -280,25 +281,12 @@ class Walk(ABC, Generic[_Fit]):
             np.array(tiers),
         )
 
-    def _residual(
-        self,
-        targets: npt.NDArray[np.generic],
-        fit: Centred,
-        first: int,
-        stop: int,
-    ) -> Tensor:
-        """Targets without mean and prediction: float32 [N, D]."""
-        residual_ND = self._spilled(targets, first, stop) - fit.mean_D.float()
-        if fit.predictor is not None:
-            assert self.rows.unit is not None
-            residual_ND -= self.rows.unit(first, stop) @ fit.predictor.values_RD.float().T
-        return residual_ND
-
     def _spill(self, place: npt.NDArray[np.generic], first: int, rows_ND: Tensor) -> None:
-        place[first : first + len(rows_ND)] = (rows_ND * self.rows.scale).numpy()
+        scaled_ND = rows_ND if self.rows.scale == 1 else rows_ND * self.rows.scale
+        torch.from_numpy(place[first : first + len(rows_ND)]).copy_(scaled_ND)
 
     def _spilled(self, place: npt.NDArray[np.generic], first: int, stop: int) -> Tensor:
-        rows_ND = torch.from_numpy(np.asarray(place[first:stop], np.float32))
+        rows_ND = torch.from_numpy(place[first:stop]).float()
         return rows_ND if self.rows.scale == 1 else rows_ND / self.rows.scale
 
 
