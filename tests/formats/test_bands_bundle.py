@@ -25,7 +25,7 @@ from _bands import (
     write_bands,
 )
 from _hostile import Case, params, run_case
-from _nano import memory_folder, refresh, reseal, tensor_bytes, tree_bytes
+from _nano import assert_rows, memory_folder, refresh, reseal, tensor_bytes, tree_bytes
 
 from tolkit_formats import TolError, open_bundle, shared_arrays, verify
 from tolkit_formats.errors import BundleError, UsageError
@@ -40,12 +40,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> BandsBundle:
 @pytest.fixture(scope="module")
 def good(bundle: BandsBundle) -> Path:
     return bundle.path
-
-
-def assert_rows(got: np.ndarray, want: np.ndarray) -> None:
-    assert got.dtype == np.float32 and got.shape == want.shape
-    norm = np.linalg.norm(want, axis=-1, keepdims=True)
-    assert (np.abs(got - want) <= 1e-6 * norm).all()
 
 
 def test_rows_of_all_tiers(bundle: BandsBundle) -> None:
