@@ -286,16 +286,21 @@ def slow_unit(embedding_VD: np.ndarray) -> np.ndarray:
     return np.array([row / (np.mean(row**2) ** 0.5 or 1.0) for row in rows])
 
 
-def edit_array(name: str, change: Callable[[np.ndarray], object]) -> Callable[[Path], object]:
-    """A damage: change one shared array in place, all digests made to fit."""
+def edit_arrays(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    """A damage: change the shared arrays, name -> (dtype, array), all digests made to fit."""
 
     def damage(path: Path) -> None:
         file = path / "tables" / "bases.safetensors"
         read = TensorFile(file)
         arrays = {key: (info.dtype, np.array(read.array(key))) for key, info in read.infos.items()}
-        change(arrays[name][1])
+        change(arrays)
         file.unlink()
         write_tensors(file, arrays)
         refresh(path)
 
     return damage
+
+
+def edit_array(name: str, change: Callable[[np.ndarray], object]) -> Callable[[Path], object]:
+    """A damage: change one shared array in place, all digests made to fit."""
+    return edit_arrays(lambda arrays: change(arrays[name][1]))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tolkit_formats.codecs import Bands, Codec, FourBit, Int8, Raw, Steps, Svd
-from tolkit_formats.codecs.bands import MAX_WIDTH
+from tolkit_formats.codecs.expansion import MAX_WIDTH
 from tolkit_formats.records import Tier, lay_out
 
 CLASSES, SYMBOLS = 8, 31

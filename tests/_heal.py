@@ -1,18 +1,14 @@
 """Badly compressed bundles and the runs that heal them."""
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from _nano import tree_bytes
 from _pico import pico_checkpoint
+from _training import lines_of_words
 
 from tolkit.compress import CompressSpec, compress
 from tolkit.progress import SilentProgress
-from tolkit.train import TrainReport, TrainSpec, train
-
-WORDS = ["sun", "moon", "star", "sky", "the", "a", "of", "in", "rises", "falls", "blue", "night"]
+from tolkit.train import TrainSpec
 
 
 def coded(checkpoint: Path, **options: object) -> Path:
@@ -22,43 +18,13 @@ def coded(checkpoint: Path, **options: object) -> Path:
     return checkpoint.with_suffix(".tol")
 
 
-class Interrupted(BaseException):
-    pass
-
-
-class Interrupting(SilentProgress):
-    """Raises once `steps` steps are done, as a signal between two steps would."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str) -> Iterator["Interrupting"]:
-        yield self
-
-    def advance(self, amount: float) -> None:
-        self.left -= int(amount)
-        if self.left <= 0 and amount:
-            raise Interrupted
-
-    def note(self, text: str) -> None:
-        pass
-
-
-def quiet(spec: TrainSpec) -> TrainReport:
-    return train(spec, SilentProgress())
-
-
 def tables(path: Path) -> dict[str, bytes]:
     return tree_bytes(path / "tables")
 
 
 def heal_folder(folder: Path) -> Path:
     """A text, checkpoints of every architecture, and bundles of those that have tables."""
-    generator = random.Random(0)
-    lines = [" ".join(generator.choices(WORDS, k=8)) + ".\n" for _ in range(60)]
-    (folder / "sky.txt").write_text("".join(lines))
+    (folder / "sky.txt").write_text(lines_of_words(60))
     for arch in ("memory", "flex", "dense"):
         pico_checkpoint(folder / arch, arch)
         if arch != "dense":

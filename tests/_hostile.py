@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _nano import refresh
 
 from tolkit_formats import open_bundle, verify
 from tolkit_formats.errors import BundleError, TolError
@@ -38,6 +39,16 @@ def params(cases: list[Case]) -> pytest.MarkDecorator:
     names = [case.name for case in cases]
     assert len(set(names)) == len(names), "two cases of one name"
     return pytest.mark.parametrize("case", cases, ids=names)
+
+
+def with_file(name: str, data: bytes) -> Callable[[Path], object]:
+    """Damage: other bytes for one file of the bundle, digests made to fit."""
+
+    def damage(path: Path) -> None:
+        (path / name).write_bytes(data)
+        refresh(path)
+
+    return damage
 
 
 def run_case(case: Case, good: Path, folder: Path) -> None:

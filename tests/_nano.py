@@ -315,6 +315,13 @@ def edit_record(path: Path, slot: int, change: Callable[[bytearray], object]) ->
     shard.write_bytes(data)
 
 
+def assert_rows(got: np.ndarray, want: np.ndarray) -> None:
+    """Within 1e-6 of each row's norm, as basis products of two readers may differ."""
+    assert got.dtype == np.float32 and got.shape == want.shape
+    norm = np.linalg.norm(want, axis=-1, keepdims=True)
+    assert (np.abs(got - want) <= 1e-6 * norm).all()
+
+
 def tree_bytes(path: Path) -> dict[str, bytes]:
     """Every file below `path` by relative name."""
     return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}

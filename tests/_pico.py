@@ -107,3 +107,9 @@ def pico_ids(batch: int = 3, length: int = 17, *, seed: int = 0) -> torch.Tensor
     """Token ids int64 [batch, length] with repeats."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, PICO_VOCAB // 4, (batch, length), generator=generator)
+
+
+def same_weights(first: Decoder, second: Decoder) -> bool:
+    """Equal parameters under equal names in one order."""
+    mine, theirs = first.state_dict(), second.state_dict()
+    return list(mine) == list(theirs) and all(torch.equal(mine[n], theirs[n]) for n in mine)

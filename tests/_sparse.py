@@ -27,6 +27,8 @@ from tolkit_formats.records import Tier, lay_out
 from tolkit_formats.strict_json import canonical
 from tolkit_formats.tensorfile import header_bytes, write_tensors
 
+NO_DIGEST = "0" * 64
+
 
 def write_sparse(
     path: Path, codec: Mapping[str, Any], *, vocab_size: int, num_layers: int, hidden_size: int
@@ -45,22 +47,9 @@ def write_sparse(
     write_tensors(path / "backbone.safetensors", {"none": ("U8", np.zeros(1, np.uint8))})
     config = {"model_type": "memoryllm", "vocab_size": vocab_size}
     (path / "config.json").write_bytes(canonical(config))
-    digest = "0" * 64
-    manifest = Manifest(
-        vocab_size=vocab_size,
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        layers=(LayerStatus("kept"),) * num_layers,
-        tiers=(tier,),
-        encoding=Encoding(False, tuple(range(num_layers))),
-        sources=Sources(
-            digest, None, json_digest(config), (LayerDigests(digest, digest),) * num_layers
-        ),
-        files={},
-        history=(HistoryEntry("build", {}, None, "sparse"),),
-    )
+    manifest = _manifest(tier, hidden_size, config, "sparse")
     listed = {
-        str(file.relative_to(path)): FileEntry(file.stat().st_size, digest)
+        str(file.relative_to(path)): FileEntry(file.stat().st_size, NO_DIGEST)
         for file in sorted(path.rglob("*"))
         if file.is_file()
     }
@@ -76,20 +65,7 @@ def write_drawn(
     stored = codec_from_json(codec, hidden_size)
     tier = lay_out([(layer, stored) for layer in range(num_layers)], vocab_size)
     config = {"model_type": "memoryllm", "vocab_size": vocab_size}
-    digest = "0" * 64
-    manifest = Manifest(
-        vocab_size=vocab_size,
-        num_layers=num_layers,
-        hidden_size=hidden_size,
-        layers=(LayerStatus("kept"),) * num_layers,
-        tiers=(tier,),
-        encoding=Encoding(False, tuple(range(num_layers))),
-        sources=Sources(
-            digest, None, json_digest(config), (LayerDigests(digest, digest),) * num_layers
-        ),
-        files={},
-        history=(HistoryEntry("build", {}, None, "drawn"),),
-    )
+    manifest = _manifest(tier, hidden_size, config, "drawn")
     with BundleWriter(path, fingerprint="drawn") as writer:
         writer.put_file("config.json", canonical(config))
         writer.put_tensors("backbone.safetensors", {"w": ("F32", np.zeros(2, np.float32))})
@@ -106,6 +82,23 @@ def write_drawn(
             writer.put_tensors("tables/bases.safetensors", shared)
         writer.publish(manifest)
     return path
+
+
+def _manifest(tier: Tier, hidden_size: int, config: Mapping[str, Any], tool: str) -> Manifest:
+    """Every layer kept, in one tier; sources that no digest fits, files still to be listed."""
+    num_layers = len(tier.planes)
+    layer = LayerDigests(NO_DIGEST, NO_DIGEST)
+    return Manifest(
+        vocab_size=tier.num_rows,
+        num_layers=num_layers,
+        hidden_size=hidden_size,
+        layers=(LayerStatus("kept"),) * num_layers,
+        tiers=(tier,),
+        encoding=Encoding(False, tuple(range(num_layers))),
+        sources=Sources(NO_DIGEST, None, json_digest(config), (layer,) * num_layers),
+        files={},
+        history=(HistoryEntry("build", {}, None, tool),),
+    )
 
 
 def _drawn_records(rng: np.random.Generator, tier: Tier, rows: int) -> np.ndarray:

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolkit_formats.bitpack import SignedRows
-from tolkit_formats.codecs.bands import MAX_EXPONENT, MAX_WIDTH
 from tolkit_formats.codecs.base import read_integer, refuse_unknown, require_bounded, require_scales
+from tolkit_formats.codecs.expansion import MAX_EXPONENT, MAX_WIDTH
 
 __all__ = ["Predictor", "unit_rows"]
 

@@ -11,17 +11,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from _memory import PeakMemory
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-
-def anonymous_mib() -> float:
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def measured(tokens: int, results: multiprocessing.Queue) -> None:
@@ -46,22 +42,11 @@ def measured(tokens: int, results: multiprocessing.Queue) -> None:
         return windows.n_tokens
 
     run(iter([Document("warm", piece)]))
-    before = peak = anonymous_mib()
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not done.wait(0.02):
-            peak = max(peak, anonymous_mib())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
     started_s = time.perf_counter()
-    counted = run(documents())
-    elapsed_s = time.perf_counter() - started_s
-    done.set()
-    watcher.join()
-    results.put((counted, elapsed_s, peak - before))
+    with PeakMemory(0.02) as memory:
+        counted = run(documents())
+        elapsed_s = time.perf_counter() - started_s
+    results.put((counted, elapsed_s, memory.added_mib))
 
 
 def main() -> None:

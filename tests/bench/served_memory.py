@@ -17,46 +17,18 @@ import argparse
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import torch
+from _memory import MIB, PeakMemory, anonymous_bytes
 from _sparse import write_sparse
 
 from tolkit.runtime import open_table_rows
 from tolkit_formats import open_bundle
 
-MIB = 1 << 20
 BATCHES = ((1, 1000), (64, 20), (512, 4), (2048, 2))
 CODECS = {"f16": {"name": "raw", "dtype": "f16"}, "nf4": {"name": "nf4", "group_size": 64}}
-
-
-def anonymous_bytes() -> int:
-    """RssAnon of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no RssAnon in /proc/self/status; Linux only")
-
-
-class Peak:
-    """The largest RssAnon seen inside the `with` block."""
-
-    def __enter__(self) -> Peak:
-        self.peak_bytes = anonymous_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.001):
-            self.peak_bytes = max(self.peak_bytes, anonymous_bytes())
 
 
 def serve(path: Path, batch: int, rounds: int, cache_bytes: int, dtype: torch.dtype) -> str:
@@ -68,7 +40,7 @@ def serve(path: Path, batch: int, rounds: int, cache_bytes: int, dtype: torch.dt
     rows = open_table_rows(bundle, "disk", dtype=dtype, max_table_bytes=cache_bytes)
     generator = torch.Generator().manual_seed(0)
     started = time.perf_counter()
-    with Peak() as watch:
+    with PeakMemory(0.001) as watch:
         for _ in range(rounds):
             ids_n = torch.randint(0, bundle.vocab_size, (batch,), generator=generator).unique()
             if batch > 1:

@@ -19,12 +19,12 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _memory import MIB, PeakMemory
 
 from tolkit.build import build
 from tolkit.bundling import Resources
@@ -33,8 +33,6 @@ from tolkit.model import ModelConfig, checkpoint_tensors, expected_shapes
 from tolkit.progress import SilentProgress
 from tolkit.sources import CheckpointSource, TableSource, open_source
 from tolkit_formats.tensorfile import TensorStream
-
-MIB = 1 << 20
 
 
 def config(layers: int, rows: int) -> ModelConfig:
@@ -70,41 +68,14 @@ def write_checkpoint(folder: Path, layers: int, rows: int) -> None:
             stream.write(values.to(torch.bfloat16).view(torch.uint16).numpy())
 
 
-def anonymous_bytes() -> int:
-    """RssAnon of this process."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("no RssAnon in /proc/self/status; Linux only")
-
-
-class PeakMemory:
-    """Samples anonymous memory every 5 ms."""
-
-    def __enter__(self) -> PeakMemory:
-        self.baseline = self.peak = anonymous_bytes()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self._stop.wait(0.005):
-            self.peak = max(self.peak, anonymous_bytes())
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-
 def measured(work: Callable[[], object]) -> dict[str, float]:
     """Run `work`; peak anonymous memory above the baseline, and seconds."""
     started = time.monotonic()
-    with PeakMemory() as memory:
+    with PeakMemory(0.005) as memory:
         work()
     return {
-        "baseline_mib": memory.baseline / MIB,
-        "peak_above_baseline_mib": (memory.peak - memory.baseline) / MIB,
+        "baseline_mib": memory.baseline_bytes / MIB,
+        "peak_above_baseline_mib": memory.added_mib,
         "elapsed_s": time.monotonic() - started,
     }
 

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from _cli import result_of
 from _tiny_bundles import D, L, V, known_rows, write_bundle
 
 from tolkit_cli.main import main
 from tolkit_formats import open_bundle
-
-
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    """The JSON object of a command that must succeed."""
-    assert main([*map(str, arguments), "--json"]) == 0
-    value: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return value
 
 
 def test_inspect_counts_every_byte(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

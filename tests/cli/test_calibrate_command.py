@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from _cli import result_of
 from _pico import pico_checkpoint
 
 from tolkit_cli.main import main
@@ -33,22 +32,11 @@ def command(work: Path, out: Path, *more: object, model: str = "ckpt") -> list[s
     return [str(word) for word in words]
 
 
-def result_of(
-    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int = 0
-) -> dict[str, Any]:
-    capsys.readouterr()
-    ended = main([*arguments, "--json"])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    value: dict[str, Any] = json.loads(captured.out)
-    return value
-
-
 def test_it_reports_each_layer(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "m.safetensors"
-    result = result_of(capsys, command(work, out, "--tokens", 200))
+    result = result_of(capsys, *command(work, out, "--tokens", 200))
     assert result["outputs"]["metric"] == str(out)
     metrics = result["metrics"]
     assert (metrics["tokens"], metrics["windows"], metrics["window"]) == (192, 3, 64)
@@ -81,10 +69,10 @@ def test_an_existing_file_is_kept_without_force(
 ) -> None:
     out = tmp_path / "m.safetensors"
     out.write_bytes(b"precious")
-    failed = result_of(capsys, command(work, out), code=2)
+    failed = result_of(capsys, *command(work, out), code=2)
     assert failed["error"]["type"] == "OutputExistsError"
     assert out.read_bytes() == b"precious"
-    assert result_of(capsys, command(work, out, "--force"))["ok"]
+    assert result_of(capsys, *command(work, out, "--force"))["ok"]
     assert TensorFile(out).metadata["seed"] == "0"
 
 
@@ -151,6 +139,6 @@ def test_a_part_of_the_model_without_effect_is_told(
     save_checkpoint(silent, tmp_path / "silent", pico_tokenizer_files())
     out = tmp_path / "m"
     arguments = ["calibrate", str(tmp_path / "silent"), "--data", str(work / "text.txt")]
-    result = result_of(capsys, [*arguments, "-o", str(out)])
+    result = result_of(capsys, *arguments, "-o", out)
     assert result["warnings"] == ["layer 0: no error of its table changes the model's answers"]
     assert result["metrics"]["layers"][0]["effective_rank"] == 0

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from _cli import result_of, run
 from _nano import reseal
 from _pico import pico_checkpoint
 
@@ -28,26 +27,12 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
-    """(stdout, stderr) of a drop-layers that must end with `code`."""
-    capsys.readouterr()
-    ended = main(["drop-layers", *map(str, arguments)])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    return captured.out, captured.err
-
-
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(run(capsys, *arguments, "--json")[0])
-    return value
-
-
 def test_what_was_measured_and_chosen_is_all_in_the_json(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a.tol"
     asked = (work / "full.tol", "-o", out, "--auto", 2, "--data", work / "text.txt")
-    found = result_of(capsys, *asked)
+    found = result_of(capsys, "drop-layers", *asked)
     metrics = found["metrics"]
     assert len(metrics["alone"]) == 6
     assert {"layer", "into", "kl_mean_nats", "kl_mean_nats_se"} <= metrics["alone"][0].keys()
@@ -75,16 +60,16 @@ def test_people_read_costs_with_errors_and_what_they_compare_with(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = (work / "full.tol", "-o", tmp_path / "a.tol", "--auto", 1, "--data", work / "text.txt")
-    text, _ = run(capsys, *asked, "--format", "human", "--dry-run")
+    text, _ = run(capsys, "drop-layers", *asked, "--format", "human", "--dry-run")
     assert list(tmp_path.iterdir()) == []
     assert "to measure            up to 8 sets of layers" in text
     assert "costs against         the bundle as it is" in text
     assert "95 % interval" in text
     assert "predicted" in text
-    plain, _ = run(capsys, *asked, "--dry-run", "--search", "forward")
+    plain, _ = run(capsys, "drop-layers", *asked, "--dry-run", "--search", "forward")
     header = next(line for line in plain.splitlines() if line.startswith("layer\tinto"))
     assert "kl_mean_nats_se" in header
-    quiet, errors = run(capsys, *asked, "-q")
+    quiet, errors = run(capsys, "drop-layers", *asked, "-q")
     assert (quiet, errors) == (f"{tmp_path / 'a.tol'}\n", "")
 
 
@@ -94,14 +79,22 @@ def test_a_reference_is_checked_and_named(
     small = tmp_path / "small.tol"
     assert main(["compress", str(work / "ckpt"), "-o", str(small), "--bits", "4", "-q"]) == 0
     asked = (small, "-o", tmp_path / "a.tol", "--auto", 1, "--data", work / "text.txt")
-    found = result_of(capsys, *asked, "--reference", work / "ckpt", "--dry-run")
+    found = result_of(capsys, "drop-layers", *asked, "--reference", work / "ckpt", "--dry-run")
     assert found["metrics"]["as_is"]["kl_mean_nats"] > 0
     assert len(found["metrics"]["reference"]) == 64
     assert any("encoded a second time" in warning for warning in found["warnings"])
     assert any("as they are now" in warning for warning in found["warnings"])
-    _, errors = run(capsys, *asked, "--reference", work / "other", code=5)
+    _, errors = run(capsys, "drop-layers", *asked, "--reference", work / "other", code=5)
     assert "is not the checkpoint" in errors
-    result_of(capsys, *asked, "--reference", work / "other", "--other-reference", "--dry-run")
+    result_of(
+        capsys,
+        "drop-layers",
+        *asked,
+        "--reference",
+        work / "other",
+        "--other-reference",
+        "--dry-run",
+    )
 
 
 def test_plain_is_measured_plain(
@@ -109,7 +102,7 @@ def test_plain_is_measured_plain(
 ) -> None:
     out = tmp_path / "a.tol"
     asked = (work / "full.tol", "-o", out, "--auto", 1, "--data", work / "text.txt")
-    found = result_of(capsys, *asked, "--plain")
+    found = result_of(capsys, "drop-layers", *asked, "--plain")
     assert [row["into"] for row in found["metrics"]["alone"]] == [None] * 4
     assert "dropped" in [row.status for row in open_bundle(out).manifest.layers]
     assert "into" not in open_bundle(out).manifest.history[-1].options
@@ -120,11 +113,11 @@ def test_bounds_hold_or_fail_as_gates_do(
 ) -> None:
     out = tmp_path / "a.tol"
     asked = (work / "full.tol", "-o", out, "--data", work / "text.txt")
-    _, errors = run(capsys, *asked, "--max-kl", "1e-9", code=3)
+    _, errors = run(capsys, "drop-layers", *asked, "--max-kl", "1e-9", code=3)
     assert errors.splitlines()[-2].startswith("error: --max-kl: no layer can go within KL 1e-09")
     assert "hint: the upper end of the 95 % interval must hold" in errors
     assert not out.exists()
-    found = result_of(capsys, *asked, "--max-kl", "0.5")
+    found = result_of(capsys, "drop-layers", *asked, "--max-kl", "0.5")
     assert found["metrics"]["cost"]["kl_mean_nats_interval"][1] <= 0.5
     options = open_bundle(out).manifest.history[-1].options
     assert options["max_kl"] == 0.5
@@ -163,7 +156,9 @@ def test_refusals_name_the_option(
     said: str,
 ) -> None:
     monkeypatch.chdir(work)
-    _, errors = run(capsys, "full.tol", "-o", tmp_path / "a.tol", *options, code=code)
+    _, errors = run(
+        capsys, "drop-layers", "full.tol", "-o", tmp_path / "a.tol", *options, code=code
+    )
     assert "error: " in errors
     assert said in errors
     assert not (tmp_path / "a.tol").exists()
@@ -182,7 +177,7 @@ def test_an_existing_output_is_refused_before_minutes_of_measuring(
     out = tmp_path / "a.tol"
     out.mkdir()
     asked = (work / "full.tol", "-o", out, "--auto", 1, "--data", work / "text.txt")
-    _, errors = run(capsys, *asked, code=2)
+    _, errors = run(capsys, "drop-layers", *asked, code=2)
     assert "already exists" in errors
 
 
@@ -193,5 +188,5 @@ def test_rows_that_are_not_added_cannot_be_measured(
     assert main(["build", str(work / "ckpt"), "-o", str(other), "-q"]) == 0
     reseal(other, lambda manifest: manifest.update(combine="other"))
     asked = ("-o", tmp_path / "a.tol", "--auto", 1, "--data", work / "text.txt")
-    _, errors = run(capsys, other, *asked, code=4)
+    _, errors = run(capsys, "drop-layers", other, *asked, code=4)
     assert "combine is 'other'" in errors

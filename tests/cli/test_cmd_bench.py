@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from _cli import run
 from _hf import both_forms
 from _pico import pico_checkpoint
 
@@ -26,15 +27,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
-    """stdout and stderr of `tol bench`."""
-    capsys.readouterr()
-    ended = main([str(word) for word in ("bench", *arguments)])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    return captured.out, captured.err
-
-
 def metrics_of(text: str, command: str) -> dict[str, Any]:
     result: dict[str, Any] = json.loads(text)
     assert (result["schema"], result["command"]) == ("tolkit.result/1", command)
@@ -48,27 +40,27 @@ def test_decode_says_the_same_in_every_form(
     work: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     command = (*DECODE, *SMALL, "--arch", "dense,memory", "--work", tmp_path)
-    metrics = metrics_of(run(capsys, *command, "--json")[0], "bench decode")
+    metrics = metrics_of(run(capsys, "bench", *command, "--json")[0], "bench decode")
     dense, memory = metrics["models"]
     assert (dense["name"], dense["ratio"], memory["tables"]) == ("dense", 1, "disk")
     assert memory["weights_bytes"] == 2 * (200 * 192 + 2 * (4 * 192 * 192 + 192) + 192)
     assert memory["ms_per_token"] > 0 and memory["bound"] < 1
     assert list(metrics["rounds_ms"]) == ["dense", "memory, disk"]
     assert ["ms/token", "21.50", "18.75", "20.28", "21.47", "14.42"] in metrics["paper"]["rows"]
-    plain, _ = run(capsys, *command)
+    plain, _ = run(capsys, "bench", *command)
     head, *rows = (line.split("\t") for line in plain.split("\n\n")[1].splitlines())
     bytes_at = head.index("weights_bytes")
     assert [int(row[bytes_at]) for row in rows] == [dense["weights_bytes"], memory["weights_bytes"]]
-    human, _ = run(capsys, *command, "--format", "human")
+    human, _ = run(capsys, "bench", *command, "--format", "human")
     assert "cpu, 2 layers, vocabulary 200, bfloat16" in human
     assert "arXiv 2602.00398, Table 6" in human
-    assert float(run(capsys, *command, "-q")[0]) > 0
+    assert float(run(capsys, "bench", *command, "-q")[0]) > 0
     assert [p.name for p in tmp_path.iterdir()] == ["tables-200x2x192-nf4.tol"]
 
 
 def test_decode_runs_real_models(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = (*DECODE, work / "full.tol", work / "ckpt", "--tables", "disk,host", "--json")
-    models = metrics_of(run(capsys, *command)[0], "bench decode")["models"]
+    models = metrics_of(run(capsys, "bench", *command)[0], "bench decode")["models"]
     assert [(m["name"], m["tables"], m["generated"]) for m in models] == [
         ("full.tol", "disk", False),
         ("full.tol", "host", False),
@@ -78,7 +70,7 @@ def test_decode_runs_real_models(work: Path, capsys: pytest.CaptureFixture[str])
 
 def test_lookup(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("lookup", work / "full.tol", "--state", "warm", "--repeats", 1, "--device", "cpu")
-    metrics = metrics_of(run(capsys, *command, "--json")[0], "bench lookup")
+    metrics = metrics_of(run(capsys, "bench", *command, "--json")[0], "bench lookup")
     ways = {(row["what"], row["state"]) for row in metrics["lookups"] if row["batch"] == 64}
     assert ways == {
         ("memmap gather", "warm"),
@@ -88,9 +80,9 @@ def test_lookup(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ("host", ""),
         ("device", ""),
     }
-    human, _ = run(capsys, *command, "--batch", "1,3", "--format", "human")
+    human, _ = run(capsys, "bench", *command, "--batch", "1,3", "--format", "human")
     assert "memmap gather" in human and "of a gather" in human
-    only, _ = run(capsys, *command, "--batch", 3, "--tables", "host", "--json")
+    only, _ = run(capsys, "bench", *command, "--batch", 3, "--tables", "host", "--json")
     rows = metrics_of(only, "bench lookup")["lookups"]
     assert [row["what"] for row in rows] == ["memmap gather", "numpy reader", "host"]
 
@@ -98,7 +90,7 @@ def test_lookup(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_replay(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("replay", work / "full.tol", "--data", work / "t.txt", "--cache", "4kB,1MB")
     wish = ("--policy", "seeded,lru,lfu,static,optimal", "--read-us", 50, "--step-ms", 1)
-    metrics = metrics_of(run(capsys, *command, *wish, "--json")[0], "bench replay")
+    metrics = metrics_of(run(capsys, "bench", *command, *wish, "--json")[0], "bench replay")
     assert metrics["tokens"] == 36 * 8 + 1
     caches = metrics["caches"]
     assert [row["by"] for row in caches] == [*["runtime"] * 2, *["simulated"] * 3] * 2
@@ -108,7 +100,7 @@ def test_replay(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all_in["seeded"]["hit_rate"] == 1, "a megabyte holds all records from the start"
     assert all_in["lru"]["hits"] == metrics["tokens"] - metrics["distinct"]
     assert all_in["seeded"]["predicted_tokens_per_s"] == pytest.approx(1000)
-    human, _ = run(capsys, *command, "--format", "human")
+    human, _ = run(capsys, "bench", *command, "--format", "human")
     assert "50 us" not in human and "100 us a read, 2.00 GB/s" in human
 
 
@@ -143,14 +135,14 @@ def test_mistakes_are_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(work)
-    out, err = run(capsys, *command, code=code)
+    out, err = run(capsys, "bench", *command, code=code)
     assert (out, message in err) == ("", True), err
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 @pytest.mark.parametrize("name", ["decode", "lookup"])
 def test_no_gpu(work: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    _, err = run(capsys, name, work / "full.tol", "--device", "cuda", code=6)
+    _, err = run(capsys, "bench", name, work / "full.tol", "--device", "cuda", code=6)
     assert "cuda" in err
 
 
@@ -162,7 +154,7 @@ def test_a_state_that_cannot_be_had_is_an_error(
     monkeypatch.setattr(residency, "resident_share", lambda paths: 0.5)
     monkeypatch.setattr(residency, "_PAUSE_S", 0)
     command = ("replay", work / "full.tol", "--data", work / "t.txt", "--state", "cold", "--json")
-    out, _ = run(capsys, *command, code=6)
+    out, _ = run(capsys, "bench", *command, code=6)
     error = json.loads(out)["error"]
     assert "would not be cold" in error["message"] and "--state warm" in error["hint"]
 

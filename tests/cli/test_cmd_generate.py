@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from _cli import run
 from _hf import both_forms
 from _nano import fault_hook
 from _pico import pico_checkpoint
@@ -39,27 +40,23 @@ def texts(work: Path) -> dict[str, str]:
     return {prompt: result.text for prompt, result in zip(prompts, results, strict=True)}
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
+def generate(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) -> tuple[str, str]:
     """stdout and stderr of `tol generate`, on the CPU, 12 tokens."""
-    capsys.readouterr()
     common = ("--max-new-tokens", 12, "--ignore-eos", "--device", "cpu")
-    ended = main([str(word) for word in ("generate", *arguments, *common)])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    return captured.out, captured.err
+    return run(capsys, "generate", *words, *common, code=code)
 
 
 @pytest.mark.parametrize("model", ["ckpt", "full.tol"])
 def test_one_prompts_text_is_all_of_stdout(
     work: Path, texts: dict[str, str], model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = run(capsys, work / model, "-p", PROMPT)
+    out, err = generate(capsys, work / model, "-p", PROMPT)
     assert out == texts[PROMPT] + "\n"
     assert "16 prompt tokens" in err
     assert "12 new tokens" in err
     assert "ms a step" in err
     assert ("of tables read a token" in err) == (model == "full.tol")
-    quiet = run(capsys, work / model, "-p", PROMPT, "-q")
+    quiet = generate(capsys, work / model, "-p", PROMPT, "-q")
     assert quiet == (texts[PROMPT] + "\n", "")
 
 
@@ -67,7 +64,7 @@ def test_one_prompts_text_is_all_of_stdout(
 def test_tables_come_from_where_they_are_asked_for(
     work: Path, texts: dict[str, str], tables: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, _ = run(capsys, work / "full.tol", "-p", PROMPT, "--tables", tables)
+    out, _ = generate(capsys, work / "full.tol", "-p", PROMPT, "--tables", tables)
     assert out == texts[PROMPT] + "\n"
 
 
@@ -85,12 +82,12 @@ def test_several_prompts_are_a_table(
     work: Path, texts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [part for prompt in texts for part in ("-p", prompt)]
-    out, _ = run(capsys, work / "ckpt", *words, "--batch", 1)
+    out, _ = generate(capsys, work / "ckpt", *words, "--batch", 1)
     head, *rows = out.splitlines()
     assert head == "index\tfinish\tnew_tokens\ttext"
     for number, (row, text) in enumerate(zip(rows, texts.values(), strict=True)):
         assert row == f"{number}\tlength\t12\t{json.dumps(text)}"
-    out, _ = run(capsys, work / "ckpt", *words, "--format", "human")
+    out, _ = generate(capsys, work / "ckpt", *words, "--format", "human")
     for number, (prompt, text) in enumerate(texts.items(), start=1):
         assert f"[{number}/2] {prompt}\n" in out
         assert text in out
@@ -110,16 +107,16 @@ def test_prompts_from_a_file_and_results_to_one(
     (tmp_path / f"p{suffix}").write_text("\n".join([lines[0], "", *lines[1:]]) + "\n")
     results = tmp_path / "r.jsonl"
     command = (work / "full.tol", "--prompts", tmp_path / f"p{suffix}", "-o", results)
-    out, _ = run(capsys, *command)
+    out, _ = generate(capsys, *command)
     assert out == f"results\t{results}\nprompts\t2\n"
     written = [json.loads(line) for line in results.read_text().splitlines()]
     assert {record["prompt"]: record["text"] for record in written} == texts
     assert [record["index"] for record in written] == [0, 1]
     assert [record["new_tokens"] for record in written] == [12, 12]
     before = results.read_bytes()
-    _, err = run(capsys, *command, code=2)
+    _, err = generate(capsys, *command, code=2)
     assert "already exists" in err
-    run(capsys, *command, "--force", "--top-k", 50, "--temperature", 3)
+    generate(capsys, *command, "--force", "--top-k", 50, "--temperature", 3)
     assert results.read_bytes() != before
 
 
@@ -131,14 +128,14 @@ def test_prompts_from_standard_input(
 ) -> None:
     stdin = io.TextIOWrapper(io.BytesIO(f"{PROMPT}\n".encode()))
     monkeypatch.setattr(sys, "stdin", stdin)
-    out, _ = run(capsys, work / "ckpt", "--prompts", "-")
+    out, _ = generate(capsys, work / "ckpt", "--prompts", "-")
     assert out == texts[PROMPT] + "\n"
 
 
 def test_json_holds_texts_and_figures(
     work: Path, texts: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, err = run(capsys, work / "full.tol", "-p", PROMPT, "--json")
+    out, err = generate(capsys, work / "full.tol", "-p", PROMPT, "--json")
     result: dict[str, Any] = json.loads(out)
     assert err == ""
     (generation,) = result["outputs"]["generations"]
@@ -153,7 +150,9 @@ def test_json_holds_texts_and_figures(
 
 def test_sampling_is_repeatable(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sampled = [
-        run(capsys, work / "ckpt", "-p", PROMPT, "--top-p", 0.99, "--temperature", 2, "--seed", s)
+        generate(
+            capsys, work / "ckpt", "-p", PROMPT, "--top-p", 0.99, "--temperature", 2, "--seed", s
+        )
         for s in (1, 1, 2)
     ]
     first, again, other = (out for out, _ in sampled)
@@ -165,7 +164,7 @@ def test_a_reader_that_leaves_ends_the_work(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Output, "stdout_closed", property(lambda self: True))
-    out, err = run(capsys, work / "ckpt", "-p", PROMPT)
+    out, err = generate(capsys, work / "ckpt", "-p", PROMPT)
     assert len(out) == 1
     assert "1 new token" in err
 
@@ -201,13 +200,13 @@ def test_mistakes_are_named(
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    out, err = run(capsys, work / "full.tol", *options, code=code)
+    out, err = generate(capsys, work / "full.tol", *options, code=code)
     assert out == ""
     assert err.startswith(f"error: {message}")
 
 
 def test_tables_of_a_checkpoint_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, err = run(capsys, work / "ckpt", "-p", "x", "--tables", "disk", code=2)
+    _, err = generate(capsys, work / "ckpt", "-p", "x", "--tables", "disk", code=2)
     assert "is a checkpoint, which computes its rows" in err
 
 
@@ -233,7 +232,7 @@ def test_prompt_files_that_are_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    _, err = run(capsys, work / "ckpt", "--prompts", tmp_path / name, code=4)
+    _, err = generate(capsys, work / "ckpt", "--prompts", tmp_path / name, code=4)
     assert message in err
 
 
@@ -251,9 +250,9 @@ def test_a_disk_that_fails_is_named_and_no_garbage_follows(
 
     command = (work / "full.tol", "-p", PROMPT, "--temperature", 5, "--max-table-memory")
     with fault_hook(fail):
-        whole, _ = run(capsys, *command, 4 * stride)
+        whole, _ = generate(capsys, *command, 4 * stride)
         reads, most = 0, reads - 3
-        out, err = run(capsys, *command, 4 * stride, code=6)
+        out, err = generate(capsys, *command, 4 * stride, code=6)
     assert 1 < len(out) < len(whole)
     assert whole.startswith(out)
     assert "input/output error" in err
@@ -261,7 +260,7 @@ def test_a_disk_that_fails_is_named_and_no_garbage_follows(
 
 
 def test_bytes_that_are_no_text_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, err = run(capsys, work / "ckpt", "-p", "caf\udce9", code=2)
+    _, err = generate(capsys, work / "ckpt", "-p", "caf\udce9", code=2)
     assert err.startswith("error: prompt 0: not UTF-8 text (character 3)")
 
 
@@ -273,7 +272,7 @@ def test_no_cuda_is_the_environments_fault(work: Path, capsys: pytest.CaptureFix
 
 def test_a_dense_checkpoint_runs_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pico_checkpoint(tmp_path / "dense", "dense")
-    out, _ = run(capsys, tmp_path / "dense", "-p", PROMPT)
+    out, _ = generate(capsys, tmp_path / "dense", "-p", PROMPT)
     session = load_session(tmp_path / "dense", device="cpu")
     spec = GenerateSpec(max_new_tokens=12, ignore_eos=True)
     assert out == "".join(session.stream(PROMPT, spec)) + "\n"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _cli import result_of
 from _pico import pico_checkpoint
 from _task_rows import ROWS, write_rows
 
@@ -29,18 +30,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def result_of(
-    capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0
-) -> dict[str, Any]:
-    """The JSON object of a command that must end with `code`."""
-    capsys.readouterr()
-    ended = main(["eval", *map(str, arguments), "--json"])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    value: dict[str, Any] = json.loads(captured.out)
-    return value
-
-
 def records(bundle: Path) -> list[dict[str, Any]]:
     path = bundle / "quality.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -51,7 +40,8 @@ def test_tasks_stand_beside_the_text_in_every_report(
 ) -> None:
     reports = {kind: tmp_path / f"r.{kind}" for kind in ("json", "xml", "md")}
     found = result_of(
-        capsys, work / "small.tol", "--reference", work / "ckpt", "--data", work / "text.txt",
+        capsys, "eval", work / "small.tol", "--reference", work / "ckpt",
+        "--data", work / "text.txt",
         "--tasks", ",".join(NAMES), "--task-data", work / "tasks",
         "--gate", "piqa.acc>=0", "--gate", "lambada.acc_change>=-101%",
         "--json-out", reports["json"], "--junit", reports["xml"], "--markdown", reports["md"],
@@ -75,14 +65,14 @@ def test_tasks_alone_need_no_text_and_compare_with_their_own_record(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [work / "small.tol", "--tasks", "piqa", "--task-data", work / "tasks"]
-    first = result_of(capsys, *asked)
+    first = result_of(capsys, "eval", *asked)
     assert "ppl_token" not in first["metrics"]
     again = result_of(
-        capsys, *asked, "--baseline", work / "small.tol", "--gate", "piqa.acc>=baseline"
+        capsys, "eval", *asked, "--baseline", work / "small.tol", "--gate", "piqa.acc>=baseline"
     )
     assert again["thresholds"][0]["change"]["value"] == 0
     one = [*asked, "--task-limit", "1", "--baseline", work / "small.tol"]
-    refused = result_of(capsys, *one, "--gate", "piqa.acc>=baseline", code=5)
+    refused = result_of(capsys, "eval", *one, "--gate", "piqa.acc>=baseline", code=5)
     assert "other items of task piqa" in refused["error"]["message"]
 
 
@@ -91,12 +81,12 @@ def test_alpha_scales_the_rows_and_leaves_no_record(
 ) -> None:
     asked = [work / "small.tol", "--reference", work / "ckpt", "--data", work / "text.txt"]
     before = len(records(work / "small.tol"))
-    half = result_of(capsys, *asked, "--alpha", "0.5")["metrics"]["kl_mean_nats"]["value"]
+    half = result_of(capsys, "eval", *asked, "--alpha", "0.5")["metrics"]["kl_mean_nats"]["value"]
     assert len(records(work / "small.tol")) == before
-    whole = result_of(capsys, *asked)["metrics"]["kl_mean_nats"]["value"]
+    whole = result_of(capsys, "eval", *asked)["metrics"]["kl_mean_nats"]["value"]
     assert len(records(work / "small.tol")) == before + 1
     assert half > 10 * whole
-    refused = result_of(capsys, *asked, "--alpha", "-1", code=2)
+    refused = result_of(capsys, "eval", *asked, "--alpha", "-1", code=2)
     assert refused["error"]["message"].startswith("--alpha: expected a finite number")
 
 
@@ -111,7 +101,7 @@ def test_alpha_scales_the_rows_and_leaves_no_record(
 def test_options_that_make_no_sense(
     work: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
 ) -> None:
-    found = result_of(capsys, work / "small.tol", *options, code=2)
+    found = result_of(capsys, "eval", work / "small.tol", *options, code=2)
     assert said in found["error"]["message"]
 
 
@@ -129,7 +119,8 @@ def test_lm_eval_tasks_on_a_bundle(work: Path, capsys: pytest.CaptureFixture[str
         "doc_to_choice: options\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n"
     )
     found = result_of(
-        capsys, work / "small.tol", "--reference", work / "ckpt", "--lm-eval", "own_task",
+        capsys, "eval", work / "small.tol", "--reference", work / "ckpt",
+        "--lm-eval", "own_task",
         "--task-data", folder, "--gate", "lm_eval_own_task.acc>=1%",
     )  # fmt: skip
     accuracy = found["metrics"]["lm_eval_own_task.acc"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
+from _cli import result_of
 from _pico import pico_checkpoint
 
 from tolkit_cli.main import main
@@ -23,18 +23,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(TEXT)
     assert main(["build", str(folder / "ckpt"), "-o", str(folder / "full.tol"), "-q"]) == 0
     return folder
-
-
-def result_of(
-    capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0
-) -> dict[str, Any]:
-    """The JSON object of a command that must end with `code`."""
-    capsys.readouterr()
-    ended = main([*map(str, arguments), "--json"])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    value: dict[str, Any] = json.loads(captured.out)
-    return value
 
 
 def test_build_reports_what_it_wrote(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from _cli import Terminal
 
 from tolkit_cli._errors import Failure
 from tolkit_cli._output import Column, Mode, Output
@@ -132,10 +133,6 @@ def test_plain_values_never_break_their_line() -> None:
 
 
 def test_human_on_a_terminal_plain_elsewhere() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     assert Output(stdout=Terminal()).mode == "human"
     assert Output(stdout=io.StringIO()).mode == "plain"
 

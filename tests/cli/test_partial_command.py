@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _cli import result_of
 from _pico import PICO_VOCAB, pico_checkpoint, pico_counts
 
 from tolkit_cli.main import main
@@ -25,12 +25,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    """The JSON object of a command that must succeed."""
-    capsys.readouterr()
-    assert main([*map(str, arguments), "--json"]) == 0, capsys.readouterr().err
-    value: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return value["metrics"]  # type: ignore[no-any-return]
+def metrics_of(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    metrics: dict[str, Any] = result_of(capsys, *words)["metrics"]
+    return metrics
 
 
 def covered() -> float:
@@ -50,10 +47,10 @@ def test_compress_and_inspect_say_what_is_covered(
         "24",
         "--dry-run",
     )
-    for metrics in (result_of(capsys, *arguments), result_of(capsys, "inspect", work / "p.tol")):
+    for metrics in (metrics_of(capsys, *arguments), metrics_of(capsys, "inspect", work / "p.tol")):
         assert metrics["rows"] == 24
         assert metrics["covered"] == pytest.approx(covered())
-    metrics = result_of(capsys, "inspect", work / "p.tol")
+    metrics = metrics_of(capsys, "inspect", work / "p.tol")
     assert metrics["format_version"] == "1.2"
     assert metrics["layers"][0]["bits_per_value"] == 8 * (2 + 2 + 32) * 24 / (PICO_VOCAB * 32)
     assert main(["inspect", str(work / "p.tol"), "--format", "human"]) == 0
@@ -61,13 +58,13 @@ def test_compress_and_inspect_say_what_is_covered(
 
 
 def test_verify_diff_and_history(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = result_of(capsys, "verify", work / "p.tol", "--reference", work / "ckpt")
+    metrics = metrics_of(capsys, "verify", work / "p.tol", "--reference", work / "ckpt")
     assert metrics["verdict"] == "ok" and metrics["reference_rows"] == 24
     assert metrics["agreeing"] == 6
     assert main(["build", str(work / "ckpt"), "-o", str(work / "full.tol"), "--force"]) == 0
-    metrics = result_of(capsys, "diff", work / "full.tol", work / "p.tol")
+    metrics = metrics_of(capsys, "diff", work / "full.tol", work / "p.tol")
     assert (metrics["rows"], metrics["records_a"], metrics["records_b"]) == (24, PICO_VOCAB, 24)
-    (step,) = result_of(capsys, "history", work / "p.tol")["steps"]
+    (step,) = metrics_of(capsys, "history", work / "p.tol")["steps"]
     assert "keep_rows 24" in step["options"]
 
 
@@ -75,8 +72,8 @@ def test_eval_runs_the_cold_rows_too(work: Path, capsys: pytest.CaptureFixture[s
     whole = work / "whole.tol"
     assert main(["compress", str(work / "ckpt"), "-o", str(whole), "--bits", "8"]) == 0
     text = ("--data", work / "t.txt", "--reference", work / "ckpt")
-    part = result_of(capsys, "eval", work / "p.tol", *text)["kl_mean_nats"]
-    all_stored = result_of(capsys, "eval", whole, *text)["kl_mean_nats"]
+    part = metrics_of(capsys, "eval", work / "p.tol", *text)["kl_mean_nats"]
+    all_stored = metrics_of(capsys, "eval", whole, *text)["kl_mean_nats"]
     assert 0 < part["value"] < all_stored["value"] < 0.01
 
 

@@ -6,16 +6,10 @@ import io
 import itertools
 
 import pytest
+from _cli import Terminal
 
 from tolkit_cli import _progress
 from tolkit_cli._output import Output
-
-
-class Terminal(io.StringIO):
-    """A stream that claims to be a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def drawn(

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from _cli import result_of, run
 from _eval_fakes import text_of
 from _pico import pico_checkpoint
 
@@ -29,20 +30,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small = ["compress", folder / "ckpt", "-o", folder / "small.tol", "--budget", 6_000, "-q"]
     assert main([str(word) for word in small]) == 0
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
-    """(stdout, stderr) of a command that must end with `code`."""
-    capsys.readouterr()
-    ended = main([str(word) for word in arguments])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    return captured.out, captured.err
-
-
-def result_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads(run(capsys, *arguments, "--json")[0])
-    return value
 
 
 def searching(work: Path, out: Path, *more: object) -> tuple[object, ...]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _cli import run
 from _pico import pico_checkpoint
 
 from tolkit.study import STUDIES
-from tolkit_cli.main import main
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 40
 
@@ -22,15 +22,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pico_checkpoint(folder / "dense", "dense")
     (folder / "text.txt").write_text(TEXT)
     return folder
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> tuple[str, str]:
-    """(stdout, stderr) of a command that must end with `code`."""
-    capsys.readouterr()
-    ended = main([*map(str, arguments)])
-    captured = capsys.readouterr()
-    assert ended == code, captured.err
-    return captured.out, captured.err
 
 
 def test_every_study_is_named_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,14 @@
-"""Checkpoint folders: what is written, what is read, and the layer-by-layer way in."""
+"""Checkpoint folders: what is written, and what is read from them."""
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _nano import tree_bytes
 from _pico import (
     PICO_VOCAB,
     pico_checkpoint,
@@ -19,25 +16,12 @@ from _pico import (
     pico_ids,
     pico_model,
     pico_tokenizer_files,
+    same_weights,
 )
 from safetensors.torch import load_file, save_file
 
-from tolkit.errors import (
-    MismatchError,
-    NonFiniteError,
-    OutputExistsError,
-    ResourceError,
-    UsageError,
-)
-from tolkit.model import (
-    Decoder,
-    LayerFfn,
-    checkpoint_tensors,
-    decoder_from_tensors,
-    load_checkpoint,
-    save_checkpoint,
-)
-from tolkit_formats import files
+from tolkit.errors import NonFiniteError, UsageError
+from tolkit.model import checkpoint_tensors, decoder_from_tensors, load_checkpoint, save_checkpoint
 
 KINDS = [
     pytest.param({"architecture": "dense"}, id="dense"),
@@ -56,15 +40,6 @@ KINDS = [
     ),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {entry.name: entry.read_bytes() for entry in sorted(folder.iterdir())}
-
-
-def same_weights(first: Decoder, second: Decoder) -> bool:
-    mine, theirs = first.state_dict(), second.state_dict()
-    return list(mine) == list(theirs) and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -88,7 +63,7 @@ def test_a_model_comes_back(tmp_path: Path, kind: dict[str, object], dtype: torc
 
 def test_names_and_files_are_the_documented_ones(tmp_path: Path) -> None:
     path = pico_checkpoint(tmp_path / "m", "flex", tie_word_embeddings=False)
-    assert set(content(path)) == {
+    assert set(tree_bytes(path)) == {
         "config.json",
         "model.safetensors",
         "token_counts.safetensors",
@@ -136,7 +111,7 @@ def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
             save_checkpoint(
                 pico_model(), folder, pico_tokenizer_files(), max_shard_bytes=limit_bytes
             )
-        assert content(folders[0]) == content(folders[1])
+        assert tree_bytes(folders[0]) == tree_bytes(folders[1])
 
 
 def test_loading_casts_and_owns_its_memory(tmp_path: Path) -> None:
@@ -185,197 +160,6 @@ def test_a_decoder_from_any_source_of_tensors() -> None:
     assert copy.embedding.data_ptr() != model.embedding.data_ptr()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("architecture", ["memory", "flex"])
-def test_layer_ffn_gives_the_rows_of_the_model(
-    tmp_path: Path, architecture: str, dtype: torch.dtype
-) -> None:
-    path = pico_checkpoint(tmp_path / "m", architecture, dtype=dtype)
-    model = load_checkpoint(path, dtype=torch.float32)
-    stored = checkpoint_tensors(path)
-    block = torch.arange(16, 48)
-    for layer in range(2):
-        rows = LayerFfn(stored, layer)(block)
-        assert rows.dtype == torch.float32
-        assert not rows.requires_grad
-        assert torch.equal(rows, model.ffn_plane(layer, block))
-
-
-def test_layer_ffn_of_an_oddly_aligned_file(tmp_path: Path) -> None:
-    """A header whose length is not a multiple of four is legal; the tensors are then copied."""
-    path = pico_checkpoint(tmp_path / "m")
-    expected = LayerFfn(checkpoint_tensors(path), 0)(torch.arange(8))
-    raw = (path / "model.safetensors").read_bytes()
-    length = int.from_bytes(raw[:8], "little")
-    padded = raw[8 : 8 + length] + b" "
-    (path / "model.safetensors").write_bytes(
-        (length + 1).to_bytes(8, "little") + padded + raw[8 + length :]
-    )
-    stored = checkpoint_tensors(path)
-    assert all(stored.tensor(name).data_ptr() % 4 == 0 for name in stored.names)
-    assert torch.equal(LayerFfn(stored, 0)(torch.arange(8)), expected)
-
-
-def test_layer_ffn_names_what_is_not_finite(tmp_path: Path) -> None:
-    path = pico_checkpoint(tmp_path / "m")
-    weights = load_file(path / "model.safetensors")
-    weights["model.embed_tokens.weight"][17, 3] = float("nan")
-    weights["model.layers.1.memory_mlp.up_proj.weight"][5, 2] = float("-inf")
-    save_file(weights, path / "model.safetensors")
-    stored = checkpoint_tensors(path)
-    rows = LayerFfn(stored, 0)
-    assert bool(torch.isfinite(rows(torch.arange(0, 17))).all())
-    with pytest.raises(NonFiniteError, match=r"model.embed_tokens.weight.*row 17"):
-        rows(torch.arange(10, 20))
-    with pytest.raises(NonFiniteError, match=r"layers\.1\.memory_mlp\.up_proj.*-inf in row 5"):
-        LayerFfn(stored, 1)
-
-
-def test_layer_ffn_names_the_token_whose_row_overflows(tmp_path: Path) -> None:
-    path = pico_checkpoint(tmp_path / "m")
-    weights = load_file(path / "model.safetensors")
-    for part in ("gate", "up"):
-        weights[f"model.layers.0.memory_mlp.{part}_proj.weight"] *= 1e25
-    save_file(weights, path / "model.safetensors")
-    with pytest.raises(NonFiniteError, match="layer 0's FFN gives a non-finite row for token 40"):
-        LayerFfn(checkpoint_tensors(path), 0)(torch.tensor([40]))
-
-
-def test_layer_ffn_of_a_dense_model(tmp_path: Path) -> None:
-    path = pico_checkpoint(tmp_path / "m", "dense")
-    with pytest.raises(UsageError, match="dense model has no token-indexed FFN"):
-        LayerFfn(checkpoint_tensors(path), 0)
-
-
-_MEASURE = """
-import sys, torch
-from pathlib import Path
-from tolkit.model import LayerFfn, checkpoint_tensors
-def anonymous_bytes():
-    text = Path("/proc/self/status").read_text()
-    return int(text.split("RssAnon:")[1].split()[0]) * 1024
-torch.set_num_threads(1)
-stored = checkpoint_tensors(sys.argv[1])
-held = []
-for layer in range(stored.config.num_hidden_layers):
-    rows = LayerFfn(stored, layer)
-    rows(torch.arange(64))
-    held.append(anonymous_bytes())
-    del rows
-print(max(held) - held[0])
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs RssAnon from /proc")
-def test_layer_ffn_holds_one_layer(tmp_path: Path) -> None:
-    """Eight bf16 layers, 3 MiB each in float32: the later ones add nothing to the first."""
-    path = pico_checkpoint(
-        tmp_path / "m",
-        vocab_size=16_384,
-        hidden_size=256,
-        memory_intermediate_size=1024,
-        num_hidden_layers=8,
-        dtype=torch.bfloat16,
-        counts=False,
-    )
-    layer_bytes = 4 * 3 * 1024 * 256
-    printed = subprocess.run(
-        [sys.executable, "-c", _MEASURE, str(path)],
-        check=True,
-        capture_output=True,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "MALLOC_MMAP_THRESHOLD_": "65536",  # freed weights go back, so what stays is held
-        },
-    ).stdout
-    assert int(printed) < 2 * layer_bytes  # seven more would come to stay if one did
-
-
-def test_an_existing_output_is_kept(tmp_path: Path) -> None:
-    path = pico_checkpoint(tmp_path / "m")
-    before = content(path)
-    with pytest.raises(OutputExistsError, match="exists already"):
-        save_checkpoint(pico_model(seed=1), path)
-    assert content(path) == before
-    save_checkpoint(pico_model(seed=1), path, force=True)
-    assert same_weights(load_checkpoint(path), pico_model(seed=1))
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m"]
-
-
-def test_force_replaces_checkpoints_only(tmp_path: Path) -> None:
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.tex").write_text("years of work")
-    (tmp_path / "file").write_text("text")
-    (tmp_path / "link").symlink_to(tmp_path / "home")
-    for name in ("home", "file", "link"):
-        with pytest.raises(UsageError):
-            save_checkpoint(pico_model(), tmp_path / name, force=True)
-    assert (tmp_path / "home" / "thesis.tex").read_text() == "years of work"
-    (tmp_path / "empty").mkdir()
-    save_checkpoint(pico_model(), tmp_path / "empty", force=True)
-    assert load_checkpoint(tmp_path / "empty").config == pico_model().config
-
-
-@pytest.mark.parametrize("force", [False, True])
-def test_a_fault_at_any_call_leaves_old_new_or_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
-) -> None:
-    """Disk full at every I/O call in turn: the name never holds a mixture, and a rerun works."""
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # its fault points stay, its waiting goes
-    old, new = pico_model(seed=1), pico_model(seed=2)
-    path = tmp_path / "m"
-
-    class Fault:
-        def __init__(self, at: int) -> None:
-            self.calls, self.at = 0, at
-
-        def __call__(self, operation: str, where: str) -> None:
-            self.calls += 1
-            if self.calls == self.at:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def save(fault: Fault) -> None:
-        files.set_fault_hook(fault)
-        try:
-            save_checkpoint(new, path, pico_tokenizer_files(), pico_counts(), force=force)
-        finally:
-            files.set_fault_hook(None)
-
-    def reset() -> None:
-        if path.exists():
-            files.remove_tree(path)
-        if force:
-            save_checkpoint(old, path)
-
-    reset()
-    count = Fault(-1)
-    save(count)
-    assert count.calls > 20
-    for at in range(1, count.calls + 1):
-        reset()
-        with pytest.raises(ResourceError, match="no space left"):
-            save(Fault(at))
-        if path.exists():
-            found = load_checkpoint(path)
-            assert same_weights(found, old) or same_weights(found, new)
-        elif force:
-            assert same_weights(load_checkpoint(tmp_path / "m.replaced"), old)
-        if not path.exists() or same_weights(load_checkpoint(path), old):
-            save(Fault(-1))
-            assert same_weights(load_checkpoint(path), new)
-
-
-def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
-    model = pico_model()
-    with torch.no_grad():
-        model.embedding[9, 4] = float("inf")
-    with pytest.raises(NonFiniteError, match=r"'model.embed_tokens.weight' holds inf in row 9"):
-        save_checkpoint(model, tmp_path / "m")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_cast_that_overflows_is_named(tmp_path: Path) -> None:
     model = pico_model()
     with torch.no_grad():
@@ -383,14 +167,6 @@ def test_a_cast_that_overflows_is_named(tmp_path: Path) -> None:
     save_checkpoint(model, tmp_path / "m")
     with pytest.raises(NonFiniteError, match=r"row 9.*float16"):
         load_checkpoint(tmp_path / "m", dtype=torch.float16)
-
-
-def test_partners_of_another_size(tmp_path: Path) -> None:
-    with pytest.raises(MismatchError, match=r"token_counts: shape \[95\], expected \[96\]"):
-        save_checkpoint(pico_model(), tmp_path / "m", token_counts=torch.zeros(95))
-    with pytest.raises(UsageError, match=r"float64, expected f32, f16 or bf16"):
-        save_checkpoint(pico_model(dtype=torch.float64), tmp_path / "m")
-    assert not list(tmp_path.iterdir())
 
 
 def test_counts_may_be_a_tensor(tmp_path: Path) -> None:

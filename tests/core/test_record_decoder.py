@@ -11,6 +11,7 @@ import torch
 from _bands import TIER_ROWS, write_bands
 from _coded import write_coded
 from _drawn_tables import DrawnBundle, shapes_of_codecs
+from _nano import assert_rows
 from _tiny_bundles import known_rows, stored_ids, write_bundle
 
 from tolkit.decode.field_planes import BandsFields, StepsFields
@@ -40,11 +41,6 @@ def decoded(bundle: Bundle, decoder: RecordDecoder, ids: np.ndarray) -> np.ndarr
     return rows
 
 
-def require_close(got: np.ndarray, want: np.ndarray) -> None:
-    norm = np.linalg.norm(want, axis=-1, keepdims=True)
-    assert (np.abs(got - want) <= 1e-6 * norm).all()
-
-
 def test_every_codec_is_there() -> None:
     assert len(BUNDLES) == 15
 
@@ -56,7 +52,7 @@ def test_rows_are_the_readers(path: Path) -> None:
     got = decoded(bundle, RecordDecoder(bundle, CPU), ids)
     want = bundle.rows(ids)
     if path.name.startswith(("svd", "bands", "steps")):
-        require_close(got, want)
+        assert_rows(got, want)
     else:
         assert np.array_equal(got.view(np.uint32), want.view(np.uint32))
 
@@ -68,7 +64,7 @@ def test_no_rows_and_one_row(path: Path) -> None:
     shape = (len(bundle.layer_ids), bundle.hidden_size)
     assert decoded(bundle, decoder, np.zeros(0, np.int64)).shape == (0, *shape)
     one = stored_ids(bundle)[7:8]
-    require_close(decoded(bundle, decoder, one), bundle.rows(one))
+    assert_rows(decoded(bundle, decoder, one), bundle.rows(one))
 
 
 def test_tiers_predictors_and_planes_of_several_codecs(tmp_path: Path) -> None:
@@ -77,7 +73,7 @@ def test_tiers_predictors_and_planes_of_several_codecs(tmp_path: Path) -> None:
     bundle = open_bundle(made.path)
     ids = np.arange(sum(TIER_ROWS))
     got = decoded(bundle, RecordDecoder(bundle, CPU), ids)
-    require_close(got, made.rows_VKD)
+    assert_rows(got, made.rows_VKD)
 
 
 @pytest.mark.parametrize("hadamard", [False, True])
@@ -85,7 +81,7 @@ def test_symbol_planes(tmp_path: Path, hadamard: bool) -> None:
     made = write_coded(tmp_path / "c.tol", hadamard=hadamard)
     bundle = open_bundle(made.path)
     got = decoded(bundle, RecordDecoder(bundle, CPU), np.arange(bundle.vocab_size))
-    require_close(got, made.rows_VLD)
+    assert_rows(got, made.rows_VLD)
 
 
 @pytest.mark.parametrize("label", shapes_of_codecs(40))
@@ -100,9 +96,9 @@ def test_drawn_codes_of_every_codec(label: str) -> None:
     for place, plane in enumerate(tier.planes):
         plane_NB = records[:, plane.offset : plane.offset + plane.length]
         want = codec.decode(plane_NB, prepared(codec, {**drawn.shared(place), **drawn.common}))
-        require_close(got[:, place], want)
+        assert_rows(got[:, place], want)
         alone = decoder.decode_plane(0, place, torch.from_numpy(plane_NB), torch.arange(20))
-        require_close(alone.numpy(), want)
+        assert_rows(alone.numpy(), want)
 
 
 @pytest.mark.parametrize("label", ["steps in two symbols", "steps hadamard"])

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _nano import fault_hook
 from _study import RunStudy, study_inputs, study_runner
 
 from tolkit.errors import DataError, MismatchError, OutputExistsError
 from tolkit.evaluate import evaluate
 from tolkit.study import study as study_module
-from tolkit_formats import files
 
 
 @pytest.fixture(scope="module")
@@ -150,11 +150,8 @@ def test_a_run_stopped_at_any_write_is_finished_by_the_next(
         nonlocal operations
         operations += 1
 
-    files.set_fault_hook(count)
-    try:
+    with fault_hook(count):
         study(name, values=values, out=tmp_path / "counted")
-    finally:
-        files.set_fault_hook(None)
     step = max(7, operations // 7)
     for last in range(1, operations, step):
         out = tmp_path / f"stopped-{last}"
@@ -166,12 +163,8 @@ def test_a_run_stopped_at_any_write_is_finished_by_the_next(
             if seen == last:
                 raise KeyboardInterrupt
 
-        files.set_fault_hook(stop)
-        try:
-            with pytest.raises(KeyboardInterrupt):
-                study(name, values=values, out=out)
-        finally:
-            files.set_fault_hook(None)
+        with fault_hook(stop), pytest.raises(KeyboardInterrupt):
+            study(name, values=values, out=out)
         again = study(name, values=values, out=out)
         for kind, file in whole.files.items():
             assert again.files[kind].read_bytes() == file.read_bytes(), (last, kind)

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _heal import coded, heal_folder, heal_spec, quiet, tables
+from _heal import coded, heal_folder, heal_spec, tables
 from _nano import reseal, tree_bytes
 from _pico import pico_checkpoint, pico_tokenizer_files
+from _training import quiet
 
 from tolkit.build import build
 from tolkit.compress import CompressSpec, compress

@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from _heal import Interrupted, Interrupting, heal_folder, heal_spec, quiet, tables
+from _heal import heal_folder, heal_spec, tables
 from _nano import fault_hook, tree_bytes
+from _training import Interrupted, Interrupting, kill_at, quiet
 
 from tolkit.errors import BundleError, MismatchError, NonFiniteError, OutputExistsError
 from tolkit.train import TrainSpec, train
@@ -40,17 +40,6 @@ def test_an_interrupted_healing_continues_to_the_same_bits(
     assert report.resumed_step == (after - 1) // 2 * 2
     assert report.before == first.before
     assert tree_bytes(spec.out) == tree_bytes(whole.out)
-
-
-def kill_at(call: int) -> Callable[[str, str], None]:
-    left = [call]
-
-    def hook(operation: str, path: str) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Interrupted
-
-    return hook
 
 
 def test_a_kill_at_any_io_call_leaves_no_output_or_the_whole(

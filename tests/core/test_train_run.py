@@ -2,16 +2,15 @@
 
 import json
 import math
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from _nano import fault_hook
 from _pico import pico_checkpoint
+from _training import Interrupted, Interrupting, kill_at, lines_of_words, quiet
 
 from tolkit.data import Tokenizer, count_tokens, tokens_of
 from tolkit.errors import (
@@ -23,19 +22,14 @@ from tolkit.errors import (
     UsageError,
 )
 from tolkit.model import Decoder, checkpoint_tensors, load_checkpoint
-from tolkit.progress import SilentProgress
-from tolkit.train import TrainReport, TrainSpec, loop, train
+from tolkit.train import TrainSpec, loop, train
 from tolkit_formats import files
-
-WORDS = ["sun", "moon", "star", "sky", "the", "a", "of", "in", "rises", "falls", "blue", "night"]
 
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    generator = random.Random(0)
-    lines = [" ".join(generator.choices(WORDS, k=8)) + ".\n" for _ in range(400)]
     path = tmp_path_factory.mktemp("text") / "sky.txt"
-    path.write_text("".join(lines))
+    path.write_text(lines_of_words(400))
     return path
 
 
@@ -56,34 +50,6 @@ def spec(text: Path, tmp_path: Path) -> TrainSpec:
         save_every=2,
         dtype="float32",
     )
-
-
-class Interrupted(BaseException):
-    pass
-
-
-class Interrupting(SilentProgress):
-    """Raises once `steps` steps are done, as a signal between two steps would."""
-
-    def __init__(self, steps: int) -> None:
-        super().__init__()
-        self.left = steps
-
-    @contextmanager
-    def task(self, label: str, total: float, unit: str) -> Iterator["Interrupting"]:
-        yield self
-
-    def advance(self, amount: float) -> None:
-        self.left -= int(amount)
-        if self.left <= 0 and amount:
-            raise Interrupted
-
-    def note(self, text: str) -> None:
-        pass
-
-
-def quiet(spec: TrainSpec) -> TrainReport:
-    return train(spec, SilentProgress())
 
 
 def weights(folder: Path) -> bytes:
@@ -173,38 +139,22 @@ def test_micro_batches_change_nothing_but_rounding(spec: TrainSpec, tmp_path: Pa
         torch.testing.assert_close(first, second, rtol=0, atol=3e-4)
 
 
-def kill_at(call: int) -> Callable[[str, str], None]:
-    """A fault hook that ends the process's work at the `call`-th I/O call."""
-    left = [call]
-
-    def hook(operation: str, path: str) -> None:
-        left[0] -= 1
-        if left[0] == 0:
-            raise Interrupted
-
-    return hook
-
-
 def test_a_kill_at_any_io_call_leaves_a_run_that_continues(spec: TrainSpec, tmp_path: Path) -> None:
     spec = replace(spec, steps=3, save_every=1, eval_every=0)
     calls: list[str] = []
-    files.set_fault_hook(lambda operation, path: calls.append(operation))
-    try:
+    with fault_hook(lambda operation, path: calls.append(operation)):
         quiet(replace(spec, out=tmp_path / "whole"))
-        expected = weights(tmp_path / "whole")
-        assert len(calls) > 100
-        for call in range(1, len(calls), max(1, len(calls) // 12)):
-            run = replace(spec, out=tmp_path / f"run{call}")
-            files.set_fault_hook(kill_at(call))
-            try:
+    expected = weights(tmp_path / "whole")
+    assert len(calls) > 100
+    for call in range(1, len(calls), max(1, len(calls) // 12)):
+        run = replace(spec, out=tmp_path / f"run{call}")
+        try:
+            with fault_hook(kill_at(call)):
                 quiet(run)
-            except Interrupted:
-                files.set_fault_hook(None)
-                if not run.out.exists():
-                    quiet(run)
-            assert weights(run.out) == expected, call
-    finally:
-        files.set_fault_hook(None)
+        except Interrupted:
+            if not run.out.exists():
+                quiet(run)
+        assert weights(run.out) == expected, call
 
 
 def test_a_damaged_state_is_passed_over(spec: TrainSpec, tmp_path: Path) -> None:

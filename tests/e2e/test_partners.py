@@ -1,4 +1,4 @@
-"""The right file with the wrong partner: exit 5 before a row is served (4 within one bundle).
+"""The right file with the wrong partner: exit 5 before a row is served.
 
 Every combination is of files that are each sound and of one shape wherever shapes can agree, so
 nothing but digests can tell them apart.
@@ -6,7 +6,6 @@ nothing but digests can tell them apart.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,26 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _nano import fault_hook, nano_checkpoint, refresh, reseal, tensor_bytes
+from _nano import nano_checkpoint
 from _pico import pico_model, pico_tokenizer_files
+from _tokenizers import add_token, grow, permute, rename, shrink, tokenizer_with
 from torch import Tensor
 
 from tolkit.build import build
 from tolkit.compress import CompressSpec, compress
 from tolkit.counts import save_counts
 from tolkit.data import Tokenizer
-from tolkit.errors import (
-    BundleError,
-    CheckpointError,
-    MismatchError,
-    TolError,
-    UnsupportedVersionError,
-)
+from tolkit.errors import CheckpointError, MismatchError, TolError
 from tolkit.model import save_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit.tables import load_runnable, require_partners
 from tolkit_formats.errors import DataError
-from tolkit_formats.tensorfile import TensorFile
 
 SHAPE = {"hidden_size": 16, "num_hidden_layers": 3, "memory_intermediate_size": 24}
 
@@ -87,39 +80,6 @@ def swap_layers(state: dict[str, Tensor]) -> None:
         kept = state[name].clone()
         state[name].copy_(state[other])
         state[other].copy_(kept)
-
-
-def tokenizer_with(change: Callable[[dict], object]) -> bytes:
-    document = json.loads(pico_tokenizer_files()["tokenizer.json"])
-    change(document)
-    return json.dumps(document).encode()
-
-
-def permute(document: dict) -> None:
-    vocabulary = document["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-
-
-def shrink(document: dict) -> None:
-    del document["model"]["vocab"]["a"]
-
-
-def add_token(document: dict) -> None:
-    document["added_tokens"].append(
-        {
-            "id": 96, "content": "<more>", "single_word": False, "lstrip": False,
-            "rstrip": False, "normalized": False, "special": True,
-        }
-    )  # fmt: skip
-
-
-def grow(document: dict) -> None:
-    document["model"]["vocab"]["zz"] = 96
-
-
-def rename(document: dict) -> None:
-    vocabulary = document["model"]["vocab"]
-    vocabulary["\u00e9"] = vocabulary.pop("a")
 
 
 def other_tokenizer(change: Callable[[dict], object]) -> Callable[[Path], Path]:
@@ -205,9 +165,6 @@ def test_a_checkpoint_with_a_tokenizer_beyond_its_vocabulary(
         load_runnable(dense)
 
 
-# Counts.
-
-
 @pytest.mark.parametrize("kind", ["checkpoint", "bundle"])
 def test_counts_of_another(kind: str, checkpoint: Path, bundle: Path, tmp_path: Path) -> None:
     source = checkpoint if kind == "checkpoint" else bundle
@@ -237,144 +194,6 @@ def test_a_checkpoint_with_counts_of_another_size(checkpoint: Path, tmp_path: Pa
         build(tmp_path / "ckpt", tmp_path / "b.tol", progress=SilentProgress())
 
 
-# A bundle put together from two.
-
-
-@pytest.fixture
-def mixed(bundle: Path, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy of the bundle with one file of a bundle of other weights and the same shapes."""
-
-    def mix(name: str) -> Path:
-        other = nano_checkpoint(tmp_path / "other", seed=9)
-        tokenizer = tokenizer_with(permute)
-        assert len(tokenizer) == len(tokenizer_with(lambda d: None))
-        (other / "tokenizer.json").write_bytes(tokenizer)
-        build(other, tmp_path / "other.tol", progress=SilentProgress())
-        shutil.copytree(bundle, tmp_path / "mixed.tol")
-        own = json.loads((bundle / "tol.json").read_bytes())["files"][name]["bytes"]
-        data = (tmp_path / "other.tol" / name).read_bytes()
-        # Sizes alone must not give it away.
-        if len(data) != own and name.endswith(".json"):
-            data = data.ljust(own)[:own]
-        (tmp_path / "mixed.tol" / name).write_bytes(data)
-        return tmp_path / "mixed.tol"
-
-    return mix
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "tol.json",
-        "backbone.safetensors",
-        "tokenizer.json",
-        "tables/slots.safetensors",
-        "tables/checksums.safetensors",
-        "tables/records-0-00001-of-00001.safetensors",
-    ],
-)
-def test_a_file_of_another_bundle(
-    name: str, mixed: Callable[[str], Path], bundle: Path, tmp_path: Path
-) -> None:
-    if name == "tol.json":
-        path = tmp_path / "mixed.tol"
-        other = nano_checkpoint(tmp_path / "other", seed=9)
-        build(other, path, progress=SilentProgress())
-        shutil.copy(bundle / "tol.json", path / "tol.json")
-    else:
-        path = mixed(name)
-        assert (path / name).read_bytes() != (bundle / name).read_bytes()
-
-    def run() -> None:
-        runnable = load_runnable(path)
-        assert runnable.rows is not None
-        runnable.rows.fetch(torch.arange(96))
-
-    for action in (
-        run,
-        lambda: compress(
-            path, tmp_path / "out.tol", CompressSpec(codec="nf4"), progress=SilentProgress()
-        ),
-    ):
-        with pytest.raises(BundleError) as caught:
-            action()
-        assert str(path) in caught.value.message and caught.value.exit_code == 4
-    assert not (tmp_path / "out.tol").exists()
-
-
-def sealed_copy(bundle: Path, path: Path) -> Path:
-    shutil.copytree(bundle, path)
-    return path
-
-
-def test_a_tokenizer_the_manifest_lists_and_the_tables_are_not_for(
-    bundle: Path, tmp_path: Path
-) -> None:
-    """Every file digest fits; only the source digest says that ids mean something else."""
-    path = sealed_copy(bundle, tmp_path / "b.tol")
-    (path / "tokenizer.json").write_bytes(tokenizer_with(permute))
-    refresh(path)
-    with pytest.raises(BundleError, match="not the one the tables are for"):
-        load_runnable(path)
-
-
-def test_a_config_of_other_sizes(bundle: Path, tmp_path: Path) -> None:
-    path = sealed_copy(bundle, tmp_path / "b.tol")
-    config = json.loads((path / "config.json").read_bytes())
-    (path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
-    refresh(path)
-    with pytest.raises(BundleError, match=r"config\.json"):
-        load_runnable(path)
-
-
-BACKBONES = {
-    "a tensor missing": (lambda t: t.pop("model.norm.weight"), "'model.norm.weight' is missing"),
-    "a tensor more": (lambda t: t.update(extra=("F32", [1], bytes(4))), "'extra' belongs to no"),
-    "another shape": (
-        lambda t: t.update({"model.norm.weight": ("F32", [4, 4], bytes(64))}),
-        "'model.norm.weight' is F32 [4, 4]",
-    ),
-    "another dtype": (
-        lambda t: t.update({"model.norm.weight": ("I32", [16], bytes(64))}),
-        "'model.norm.weight' is I32 [16]",
-    ),
-    "empty": (lambda t: t.clear(), "is missing"),
-}
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-def test_a_backbone_that_fits_no_model(name: str, bundle: Path, tmp_path: Path) -> None:
-    change, word = BACKBONES[name]
-    path = sealed_copy(bundle, tmp_path / "b.tol")
-    file = TensorFile(path / "backbone.safetensors")
-    tensors = {
-        key: (info.dtype, list(info.shape), file.array(key).tobytes())
-        for key, info in file.infos.items()
-    }
-    change(tensors)
-    (path / "backbone.safetensors").write_bytes(tensor_bytes(tensors))
-    refresh(path)
-    with pytest.raises(BundleError) as caught:
-        load_runnable(path)
-    assert word in caught.value.message and "backbone.safetensors" in caught.value.message
-
-
-def test_rows_that_are_not_added_are_not_run(bundle: Path, tmp_path: Path) -> None:
-    for number, change in enumerate(({"combine": "other"}, {"lookup_scale": 0.5})):
-        path = sealed_copy(bundle, tmp_path / f"{number}.tol")
-        reseal(path, lambda m, change=change: m.update(change))
-        with pytest.raises(UnsupportedVersionError, match="combine is"):
-            load_runnable(path)
-
-
-def test_compress_keeps_how_rows_are_used(bundle: Path, tmp_path: Path) -> None:
-    path = sealed_copy(bundle, tmp_path / "b.tol")
-    reseal(path, lambda m: m.update(lookup_scale=0.5, out_of_range="row_0"))
-    compress(path, tmp_path / "c.tol", CompressSpec(codec="nf4"), progress=SilentProgress())
-    kept = json.loads((tmp_path / "c.tol" / "tol.json").read_bytes())
-    assert (kept["lookup_scale"], kept["out_of_range"]) == (0.5, "row_0")
-
-
 def test_a_bundle_without_tokenizer_says_so(tmp_path: Path) -> None:
     model = pico_model("memory", vocab_size=96, **SHAPE)
     save_checkpoint(model, tmp_path / "ckpt")
@@ -385,29 +204,3 @@ def test_a_bundle_without_tokenizer_says_so(tmp_path: Path) -> None:
     for path in (tmp_path / "ckpt", tmp_path / "b.tol"):
         with pytest.raises(CheckpointError, match=r"no tokenizer\.json"):
             load_runnable(path)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
-@pytest.mark.parametrize("how", ["in place", "replaced", "removed"])
-def test_a_source_that_changes_while_it_is_read(name: str, how: str, tmp_path: Path) -> None:
-    """A mapped file written in place gives new values silently; the rows would be of two models."""
-    source = nano_checkpoint(tmp_path / "ckpt")
-
-    def interfere(what: str, path: str) -> None:
-        if what != "fsync" or "records-" not in path:
-            return
-        file = source / name
-        data = bytearray(file.read_bytes())
-        data[-40] ^= 1
-        if how == "in place":
-            with file.open("r+b") as stream:
-                stream.write(data)
-        else:
-            file.unlink()
-        if how == "replaced":
-            file.write_bytes(data)
-
-    with fault_hook(interfere), pytest.raises(CheckpointError) as caught:
-        build(source, tmp_path / "b.tol", progress=SilentProgress())
-    assert f"ckpt/{name}: changed while it was read" in caught.value.message
-    assert not (tmp_path / "b.tol").exists()

@@ -22,14 +22,14 @@ from _bands import (
     WIDTH,
     BandsBundle,
     edit_array,
+    edit_arrays,
     write_bands,
 )
 from _hostile import Case, params, run_case
-from _nano import memory_folder, refresh, reseal, tensor_bytes, tree_bytes
+from _nano import assert_rows, memory_folder, refresh, reseal, tensor_bytes, tree_bytes
 
 from tolkit_formats import TolError, open_bundle, shared_arrays, verify
 from tolkit_formats.errors import BundleError, UsageError
-from tolkit_formats.tensorfile import TensorFile, write_tensors
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +40,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> BandsBundle:
 @pytest.fixture(scope="module")
 def good(bundle: BandsBundle) -> Path:
     return bundle.path
-
-
-def assert_rows(got: np.ndarray, want: np.ndarray) -> None:
-    assert got.dtype == np.float32 and got.shape == want.shape
-    norm = np.linalg.norm(want, axis=-1, keepdims=True)
-    assert (np.abs(got - want) <= 1e-6 * norm).all()
 
 
 def test_rows_of_all_tiers(bundle: BandsBundle) -> None:
@@ -150,33 +144,11 @@ P2 = {"layer": 2, "bits": 8, "exponent": -9}
 
 
 def removed(name: str) -> Callable[[Path], object]:
-    def damage(path: Path) -> None:
-        file = path / "tables" / "bases.safetensors"
-        opened = TensorFile(file)
-        arrays = {
-            key: (info.dtype, np.array(opened.array(key)))
-            for key, info in opened.infos.items()
-            if key != name
-        }
-        file.unlink()
-        write_tensors(file, arrays)
-        refresh(path)
-
-    return damage
+    return edit_arrays(lambda arrays: arrays.pop(name))
 
 
 def added(name: str) -> Callable[[Path], object]:
-    def damage(path: Path) -> None:
-        file = path / "tables" / "bases.safetensors"
-        opened = TensorFile(file)
-        arrays = {
-            key: (info.dtype, np.array(opened.array(key))) for key, info in opened.infos.items()
-        }
-        file.unlink()
-        write_tensors(file, {**arrays, name: ("U8", np.zeros(3, np.uint8))})
-        refresh(path)
-
-    return damage
+    return edit_arrays(lambda arrays: arrays.update({name: ("U8", np.zeros(3, np.uint8))}))
 
 
 def padding(tier: int, byte: int) -> Callable[[Path], object]:

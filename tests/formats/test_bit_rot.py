@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from _nano import NF4, Nano, edit_record, svd, write_nano
+from _nano import NF4, Nano, edit_record, fault_hook, svd, write_nano
 
-from tolkit_formats import TolError, files, open_bundle, verify
+from tolkit_formats import TolError, open_bundle, verify
 from tolkit_formats.errors import BundleError, InputError, ResourceError
 
 SEED = 20240607
@@ -215,7 +215,7 @@ def test_a_failing_disk_is_not_called_a_bad_bundle(nano: Nano, operation: str) -
         if what == operation:
             calls.append(what)
 
-    def fail_at(number: int) -> None:
+    def fail_at(number: int) -> Callable[[str, str], None]:
         left = [number]
 
         def hook(what: str, _: str) -> None:
@@ -224,16 +224,13 @@ def test_a_failing_disk_is_not_called_a_bad_bundle(nano: Nano, operation: str) -
                 if left[0] == 0:
                     raise OSError(5, "Input/output error")
 
-        files.set_fault_hook(hook)
+        return hook
 
-    try:
-        files.set_fault_hook(count)
+    with fault_hook(count):
         verify(nano.path)
-        assert len(calls) > 3
-        for number in range(1, len(calls) + 1):
-            fail_at(number)
+    assert len(calls) > 3
+    for number in range(1, len(calls) + 1):
+        with fault_hook(fail_at(number)):
             with pytest.raises(ResourceError, match="input/output error") as caught:
                 verify(nano.path)
-            assert caught.value.exit_code == 6
-    finally:
-        files.set_fault_hook(None)
+        assert caught.value.exit_code == 6

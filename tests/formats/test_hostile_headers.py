@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _hostile import Case, params, run_case
-from _nano import refresh, tensor_bytes, with_header, write_nano
+from _hostile import Case, params, run_case, with_file
+from _nano import tensor_bytes, with_header, write_nano
 
 from tolkit_formats.errors import BundleError
 from tolkit_formats.tensorfile import TensorFile
@@ -158,49 +157,41 @@ def test_a_file_alone(data: bytes, word: str, tmp_path: Path) -> None:
     assert message.isprintable() and len(message) < 400
 
 
-def in_bundle(name: str, data: bytes) -> Callable[[Path], object]:
-    def damage(path: Path) -> None:
-        (path / name).write_bytes(data)
-        refresh(path)
-
-    return damage
-
-
-IN_SHARD = [Case(k, in_bundle(SHARD, d), (SHARD, w)) for k, (d, w) in FILES.items()]
-IN_BASES = [Case(k, in_bundle(BASES, d), (BASES, w)) for k, (d, w) in FILES.items()]
+IN_SHARD = [Case(k, with_file(SHARD, d), (SHARD, w)) for k, (d, w) in FILES.items()]
+IN_BASES = [Case(k, with_file(BASES, d), (BASES, w)) for k, (d, w) in FILES.items()]
 MEANING = [
-    Case("no tensors", in_bundle(SHARD, header({})), (SHARD, "'records'")),
-    Case("another name", in_bundle(SHARD, header({"rows": U8}, b"1234")), (SHARD, "'records'")),
+    Case("no tensors", with_file(SHARD, header({})), (SHARD, "'records'")),
+    Case("another name", with_file(SHARD, header({"rows": U8}, b"1234")), (SHARD, "'records'")),
     Case(
         "one tensor more",
-        in_bundle(SHARD, header({"records": U8, "b": entry("U8", [1], [4, 5])}, b"12345")),
+        with_file(SHARD, header({"records": U8, "b": entry("U8", [1], [4, 5])}, b"12345")),
         (SHARD, "'records'"),
     ),
-    Case("too few rows", in_bundle(SHARD, header({"records": U8}, b"1234")), ("'records'", "[4]")),
-    Case("no slots", in_bundle("tables/slots.safetensors", header({})), ("slots", "missing")),
+    Case("too few rows", with_file(SHARD, header({"records": U8}, b"1234")), ("'records'", "[4]")),
+    Case("no slots", with_file("tables/slots.safetensors", header({})), ("slots", "missing")),
     Case(
         "slots of I32",
-        in_bundle("tables/slots.safetensors", tensor_bytes({"slots": ("I32", [40], bytes(160))})),
+        with_file("tables/slots.safetensors", tensor_bytes({"slots": ("I32", [40], bytes(160))})),
         ("slots", "I32 [40], expected U32 [40]"),
     ),
     Case(
         "slots too short",
-        in_bundle("tables/slots.safetensors", tensor_bytes({"slots": ("U32", [39], bytes(156))})),
+        with_file("tables/slots.safetensors", tensor_bytes({"slots": ("U32", [39], bytes(156))})),
         ("slots", "U32 [39], expected U32 [40]"),
     ),
     Case(
         "basis transposed",
-        in_bundle(BASES, tensor_bytes({"layer.3.basis": ("F16", [24, 4], bytes(192))})),
+        with_file(BASES, tensor_bytes({"layer.3.basis": ("F16", [24, 4], bytes(192))})),
         (BASES, "F16 [24, 4], expected F16 [4, 24]"),
     ),
     Case(
         "basis in f32",
-        in_bundle(BASES, tensor_bytes({"layer.3.basis": ("F32", [4, 24], bytes(384))})),
+        with_file(BASES, tensor_bytes({"layer.3.basis": ("F32", [4, 24], bytes(384))})),
         (BASES, "F32 [4, 24], expected F16 [4, 24]"),
     ),
     Case(
         "basis of another layer",
-        in_bundle(BASES, tensor_bytes({"layer.2.basis": ("F16", [4, 24], bytes(192))})),
+        with_file(BASES, tensor_bytes({"layer.2.basis": ("F16", [4, 24], bytes(192))})),
         (BASES, "'layer.3.basis' is missing"),
     ),
 ]

@@ -1,6 +1,6 @@
 """Partial tables on disk: what the manifest says, what a reader without FFNs does, what is refused.
 
-Without torch; how cold rows are computed is tested in tests/core/test_partial.py.
+Without torch; how cold rows are computed is tested in tests/core/test_cold_rows.py.
 """
 
 from __future__ import annotations

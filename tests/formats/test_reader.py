@@ -13,6 +13,7 @@ from _nano import (
     MIXED,
     RAW_F16,
     Nano,
+    assert_rows,
     nano_tokenizer,
     refresh,
     reseal,
@@ -24,13 +25,6 @@ from _nano import (
 from tolkit_formats import open_bundle
 from tolkit_formats.errors import BundleError, InputError, UsageError
 from tolkit_formats.limits import NO_SLOT
-
-
-def assert_rows(got: np.ndarray, want: np.ndarray) -> None:
-    """Equal bit for bit; basis products within 1e-6 of the row's norm."""
-    assert got.dtype == np.float32 and got.shape == want.shape
-    norm = np.linalg.norm(want, axis=-1, keepdims=True)
-    assert (np.abs(got - want) <= 1e-6 * norm).all()
 
 
 @pytest.fixture(scope="module")

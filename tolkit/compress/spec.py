@@ -14,7 +14,7 @@ from typing import Any
 from tolkit.compress.walk import BandsWish
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Codec, codec_from_json
-from tolkit_formats.codecs.bands import MAX_WIDTH
+from tolkit_formats.codecs.expansion import MAX_WIDTH
 
 __all__ = [
     "BITS_TO_CODEC",

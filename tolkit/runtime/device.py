@@ -70,13 +70,12 @@ class DeviceRows:
             rows_asked=count, rows_distinct=count, cache_hits=count
         )
         ids_n = ids_n.to(self.tables.device)
-        layers, width = self.bundle.num_layers, self.bundle.hidden_size
         if self.tables.fused or self.tables.device.type != "cpu":
-            return spread_planes(self.tables.rows(ids_n), self.tables.layer_ids, layers)
+            return spread_planes(
+                self.tables.rows(ids_n), self.tables.layer_ids, self.bundle.num_layers
+            )
         pieces = [TierRecords.held(*piece) for piece in self.tables.records(ids_n)]
-        return decoded_planes(
-            self.tables.decoder, pieces, ids_n, num_layers=layers, hidden_size=width
-        )
+        return decoded_planes(self.tables.decoder, pieces, ids_n, self.bundle)
 
     def prefetch(self, ids_n: Tensor) -> None:
         """Nothing: everything is there."""

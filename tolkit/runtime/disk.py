@@ -85,13 +85,7 @@ class DiskRows:
                 TierRecords(tier.index, self._index(where), self._reader(ids[where]))
                 for tier, where in self.bundle.by_tier(slots)
             ]
-        return decoded_planes(
-            self._decoder,
-            pieces,
-            ids_n.to(self._decoder.device),
-            num_layers=self.bundle.num_layers,
-            hidden_size=self.bundle.hidden_size,
-        )
+        return decoded_planes(self._decoder, pieces, ids_n.to(self._decoder.device), self.bundle)
 
     def prefetch(self, ids_n: Tensor) -> None:
         """Start reading these ids' records into the cache, as many as it has room for."""

@@ -110,13 +110,7 @@ class HostRows:
             for piece in pieces:
                 if piece.records is not None:
                     piece.records.record_stream(current)
-        return decoded_planes(
-            self._decoder,
-            pieces,
-            ids_n.to(self._device),
-            num_layers=self.bundle.num_layers,
-            hidden_size=self.bundle.hidden_size,
-        )
+        return decoded_planes(self._decoder, pieces, ids_n.to(self._device), self.bundle)
 
     def prefetch(self, ids_n: Tensor) -> None:
         """Start copying these ids' records to a GPU, for a `fetch` of the same; else nothing."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tolkit.decode.record_decoder import RecordDecoder
 from tolkit.model.rows import LazyPlanes
+from tolkit_formats.reader import Bundle
 from tolkit_formats.records import Tier
 
 __all__ = ["TierRecords", "decoded_planes", "spread_planes"]
@@ -52,11 +53,9 @@ def decoded_planes(
     decoder: RecordDecoder,
     pieces: Sequence[TierRecords],
     ids_n: Tensor,
-    *,
-    num_layers: int,
-    hidden_size: int,
+    bundle: Bundle,
 ) -> Sequence[Tensor | None]:
-    """Rows [n, D] of each of L layers, None for those without a table.
+    """Rows [n, D] of each of the bundle's L layers, None for those without a table.
 
     Small batches are decoded at once, all layers of a codec together; of large ones a layer when
     it is asked for.
@@ -64,12 +63,12 @@ def decoded_planes(
     Args:
         ids_n: int64 on the decoder's device.
     """
-    kept = len(decoder.layer_ids)
+    kept, hidden_size = len(decoder.layer_ids), bundle.hidden_size
     row_bytes = 4 * kept * hidden_size
     held = all(piece.records is not None for piece in pieces)
     if held and len(ids_n) * row_bytes <= _AT_ONCE_BYTES:
         rows_nKD = _all_layers(decoder, pieces, ids_n, (len(ids_n), kept, hidden_size))
-        return spread_planes(rows_nKD, decoder.layer_ids, num_layers)
+        return spread_planes(rows_nKD, decoder.layer_ids, bundle.num_layers)
     places = {layer: place for place, layer in enumerate(decoder.layer_ids)}
 
     def plane(layer: int) -> Tensor | None:
@@ -77,7 +76,7 @@ def decoded_planes(
             return None
         return _one_layer(decoder, pieces, ids_n, places[layer], hidden_size)
 
-    return LazyPlanes(num_layers, plane)
+    return LazyPlanes(bundle.num_layers, plane)
 
 
 def spread_planes(

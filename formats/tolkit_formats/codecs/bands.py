@@ -9,8 +9,7 @@ a plane: codebooks, the scale of each coefficient (one set a tier), the basis an
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -28,23 +27,18 @@ from tolkit_formats.codecs.base import (
     require_zero_padding,
     shown,
 )
+from tolkit_formats.codecs.expansion import (
+    MAX_WIDTH,
+    expanded_rows,
+    expansion_json,
+    mean_rows,
+    read_expansion,
+    read_runs,
+    runs_text,
+)
 from tolkit_formats.errors import BundleError
-from tolkit_formats.hadamard import hadamard
 
-__all__ = [
-    "MAX_EXPONENT",
-    "MAX_WIDTH",
-    "Bands",
-    "expansion_json",
-    "read_expansion",
-    "read_runs",
-    "runs_text",
-]
-
-MAX_WIDTH = 8
-MAX_EXPONENT = 120
-_RUN = "[1-9][0-9]{0,4}x[0-9]"
-_RUNS = re.compile(rf"(?:{_RUN}(?: {_RUN})*)?\Z")
+__all__ = ["Bands"]
 
 
 @dataclass(frozen=True)
@@ -152,19 +146,19 @@ class Bands:
         return wide
 
     def decode(
-        self, plane_NB: NDArray[np.uint8], shared: Mapping[str, NDArray[np.generic]]
+        self, plane_NB: NDArray[np.uint8], shared: Mapping[str, NDArray[Any]]
     ) -> NDArray[np.float32]:
         """As `Codec.decode`; arrays of `prepared` are used as they are."""
-        wide = shared if "scales" in shared or not len(self.stored_C) else self.prepared(shared)
-        mean_D = np.asarray(wide["mean"], np.float32)
         if not len(self.stored_C):
-            rows_ND = np.tile(mean_D, (len(plane_NB), 1))
-        else:
-            rows_ND = self._expanded(self.coefficients(plane_NB, wide), wide)
-            rows_ND += mean_D
-        if self.exponent:
-            rows_ND *= np.float32(2.0**self.exponent)
-        return rows_ND
+            return mean_rows(len(plane_NB), shared["mean"], self.exponent)
+        wide = shared if "scales" in shared else self.prepared(shared)
+        return expanded_rows(
+            self.coefficients(plane_NB, wide),
+            wide["basis"] if self.basis else None,
+            self.stored_C,
+            wide["mean"],
+            self.exponent,
+        )
 
     def coefficients(
         self, plane_NB: NDArray[np.uint8], prepared: Mapping[str, NDArray[Any]]
@@ -211,16 +205,6 @@ class Bands:
         reach_C = np.abs(wide["basis"]).max(axis=1) if self.basis else np.ones(len(peak_C))
         return float((peak_C * wide["scales"].astype(np.float64) * reach_C).sum())
 
-    def _expanded(
-        self, values_NC: NDArray[np.float32], wide: Mapping[str, NDArray[Any]]
-    ) -> NDArray[np.float32]:
-        if self.basis:
-            rows_ND: NDArray[np.float32] = np.matmul(values_NC, wide["basis"])
-            return rows_ND
-        full_NR = np.zeros((len(values_NC), self.width), np.float32)
-        full_NR[:, self.stored_C] = values_NC
-        return hadamard(full_NR)
-
     def _basis_rows(self) -> list[SignedRows]:
         return [SignedRows(count, self.width, bits) for count, bits in self.basis]
 
@@ -258,48 +242,6 @@ class Bands:
             starts[bits] = position
             position += 1 << bits
         return np.array([starts[int(b)] for b in self.widths_R[self.stored_C]], np.uint16)
-
-
-def read_expansion(
-    params: Mapping[str, object], codec_name: str, width: int
-) -> tuple[tuple[Run, ...], int]:
-    """Basis and exponent of a codec that expands coefficients; BundleError names the field."""
-    basis = read_runs(params, "basis", codec_name, 2, width)
-    return basis, read_integer(params, "exponent", codec_name, -MAX_EXPONENT, MAX_EXPONENT)
-
-
-def expansion_json(basis: Sequence[Run], exponent: int) -> dict[str, object]:
-    """What `read_expansion` reads."""
-    return {"basis": runs_text(basis), "exponent": exponent}
-
-
-def runs_text(runs: Sequence[Run]) -> str:
-    """``12x5 3x0 40x2``: a list of lists would make most of a large tol.json."""
-    return " ".join(f"{count}x{bits}" for count, bits in runs)
-
-
-def read_runs(
-    params: Mapping[str, object], field: str, codec_name: str, fewest_bits: int, width: int
-) -> tuple[Run, ...]:
-    """Runs written as `runs_text` does; BundleError otherwise."""
-    text = params.get(field)
-    if not isinstance(text, str) or not _RUNS.match(text):
-        raise BundleError(
-            f"codec {codec_name}, {field}: expected runs such as '12x5 3x0 40x2', got {shown(text)}"
-        )
-    runs = []
-    left = width
-    for word in text.split(" ") if text else []:
-        count, bits = map(int, word.split("x"))
-        left -= count
-        if left < 0:
-            raise BundleError(f"codec {codec_name}, {field}: counts sum to more than {width}")
-        if not fewest_bits <= bits <= MAX_WIDTH:
-            raise BundleError(
-                f"codec {codec_name}, {field}: expected {fewest_bits}..{MAX_WIDTH} bits, got {word}"
-            )
-        runs.append((count, bits))
-    return tuple(runs)
 
 
 def _integers(params: Mapping[str, object], field: str, low: int, high: int) -> tuple[int, ...]:

@@ -24,16 +24,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tolkit_formats.bitpack import Run, field_widths
-from tolkit_formats.codecs.bands import (
-    Bands,
+from tolkit_formats.codecs.bands import Bands
+from tolkit_formats.codecs.base import read_integer, refuse_unknown
+from tolkit_formats.codecs.expansion import (
+    expanded_rows,
     expansion_json,
+    mean_rows,
     read_expansion,
     read_runs,
     runs_text,
 )
-from tolkit_formats.codecs.base import read_integer, refuse_unknown
 from tolkit_formats.errors import BundleError
-from tolkit_formats.hadamard import hadamard
 
 __all__ = ["MAX_FINE_BITS", "OFFSETS", "Steps", "levels"]
 
@@ -169,19 +170,22 @@ class Steps:
         return wide
 
     def decode(
-        self, plane_NB: NDArray[np.uint8], shared: Mapping[str, NDArray[np.generic]]
+        self, plane_NB: NDArray[np.uint8], shared: Mapping[str, NDArray[Any]]
     ) -> NDArray[np.float32]:
         """As `Codec.decode`; arrays of `prepared` are used as they are."""
-        wide = shared if "levels" in shared or not self.count else self.prepared(shared)
-        mean_D = np.asarray(wide["mean"], np.float32)
         if not self.count:
-            rows_ND = np.tile(mean_D, (len(plane_NB), 1))
-        else:
-            rows_ND = self._expanded(self.coefficients(plane_NB, wide), wide)
-            rows_ND += mean_D
-        if self.exponent:
-            rows_ND *= np.float32(2.0**self.exponent)
-        return rows_ND
+            return mean_rows(len(plane_NB), shared["mean"], self.exponent)
+        wide = shared if "levels" in shared else self.prepared(shared)
+        values_NC = self.coefficients(plane_NB, wide)
+        if not self.basis:
+            values_NC *= wide["basis"]  # the step alone
+        return expanded_rows(
+            values_NC,
+            wide["basis"] if self.basis else None,
+            slice(self.count),
+            wide["mean"],
+            self.exponent,
+        )
 
     def coefficients(
         self, plane_NB: NDArray[np.uint8], prepared: Mapping[str, NDArray[Any]]
@@ -214,16 +218,6 @@ class Steps:
     def basis_numbers(self, shared: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """The same before the scales, whole numbers -127..127."""
         return self._expansion.basis_numbers(shared)
-
-    def _expanded(
-        self, values_NC: NDArray[np.float32], wide: Mapping[str, NDArray[Any]]
-    ) -> NDArray[np.float32]:
-        if self.basis:
-            rows_ND: NDArray[np.float32] = np.matmul(values_NC, wide["basis"])
-            return rows_ND
-        full_NR = np.zeros((len(values_NC), self.width), np.float32)
-        full_NR[:, : self.count] = values_NC * wide["basis"]
-        return hadamard(full_NR)
 
     @cached_property
     def _expansion(self) -> Bands:
