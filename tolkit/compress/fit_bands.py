@@ -38,6 +38,7 @@ __all__ = [
     "fit_bands",
     "floor_bytes",
     "make_job",
+    "picked",
     "sample_rows",
     "sampled_rows",
     "spill_scale",
@@ -202,10 +203,10 @@ def all_rows(job: Job, scale: float) -> Rows:
 def _unit(job: Job, slots: npt.NDArray[np.int64] | None) -> PlaneRows | None:
     if not job.wish.predictor_bits:
         return None
-    return _picked(lambda first, stop: unit_rows(job.source.embedded(first, stop)), slots)
+    return picked(lambda first, stop: unit_rows(job.source.embedded(first, stop)), slots)
 
 
-def _picked(read: PlaneRows, slots: npt.NDArray[np.int64] | None) -> PlaneRows:
+def picked(read: PlaneRows, slots: npt.NDArray[np.int64] | None) -> PlaneRows:
     """A reader of the rows in `slots` (ascending), by runs of neighbours."""
     if slots is None or len(slots) == slots[-1] + 1:
         return read
@@ -243,7 +244,7 @@ def walk_layers(
     fits = []
     for plane in job.plan.planes:
         task.note(f"{note}layer {plane.layer}")
-        read = _picked(_summed([job.source.plane(m) for m in plane.members]), slots)
+        read = picked(_summed([job.source.plane(m) for m in plane.members]), slots)
         try:
             fit = layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
         except NonFiniteError as error:
