@@ -30,6 +30,7 @@ from tolkit_formats.tensorfile import ITEM_BYTES
 __all__ = ["LayerOutlook", "Outlook", "outlook"]
 
 _LIBRARIES_BYTES = 48 << 20  # buffers of the numeric libraries once they have run
+_CODED_ROWS, _CODED_SYMBOLS = 8192, 1 << 25  # at a time, at most
 _KINDS = {"basis": "bases", "predictor": "predictors"}
 
 Stored = Mapping[str, tuple[str, npt.NDArray[Any]]]
@@ -225,7 +226,22 @@ def _memory_bytes(source: TableSource, found: Foreseen, threads: int) -> int:
     working = 2 * 4 * max(ranks) * width + 4 * predicts * width * width
     # Of a held row: its record, carry, target and, for predictions, embedding.
     blocks = held * (stride + 4 * width * (2 + predicts)) + threads * 6 * 4 * WORK_ROWS * width
-    return _LIBRARIES_BYTES + kept + layer + working + blocks
+    return _LIBRARIES_BYTES + kept + layer + working + blocks + _coder_bytes(found, threads)
+
+
+def _coder_bytes(found: Foreseen, threads: int) -> int:
+    """Of symbols while they are counted, rows in the coder, and a shard before it is written."""
+    shards = found.encoded.shard_bytes
+    if not shards:
+        return 0
+    largest = max(found.plan.tiers, key=lambda tier: tier.num_rows)
+    rows = sum(tier.num_rows for tier in found.plan.tiers)
+    record = found.encoded.record_bytes / rows
+    at_once = min(largest.num_rows, _CODED_ROWS, _CODED_SYMBOLS // max(1, largest.stride))
+    counted = threads * 5 * 8 * WORK_ROWS * largest.planes[0].codec.width
+    # A shard's records lie there in blocks, in a row, and with their checksums, and twice a
+    # byte says which ones are checksums. A word of two bytes takes 40 until it is in its place.
+    return counted + 5 * max(shards.values()) + int(at_once * (largest.stride + 20 * record))
 
 
 def _scratch_bytes(source: TableSource, found: Foreseen, calibrated: bool) -> int:
