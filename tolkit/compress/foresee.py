@@ -68,8 +68,8 @@ def foresee(
     """Fit a sample of at most 16,384 rows to `plan.table_bytes` and encode rows of it.
 
     Fixed widths: some blocks of rows, for errors and time. Coded records: all rows where the
-    sample is all there are, in as many attempts as compression will make; evenly spaced blocks
-    elsewhere, whose bytes stand for those of all rows.
+    sample is all there are, in as many attempts as compression will make. Elsewhere evenly spaced
+    blocks: the bytes of all rows lie between theirs and those that the sample's symbols foretell.
 
     Args:
         plan: of `plan_compress`, with `bands`; the rest as of `fit_bands`.
@@ -160,6 +160,12 @@ class _Look:
         )
         self._count_encoding(started_s, encoded.rows)
         size = coded_bytes(source, filled, stored, encoded.shard_bytes)
+        if not self.exact:
+            # A fit makes its own rows cheaper than they are and others dearer by as much; all
+            # rows, fitted together, lie in the middle.
+            excess = (size - filled.table_bytes) // 2
+            size -= excess
+            encoded = replace(encoded, record_bytes=encoded.record_bytes - excess)
         return size, Foreseen(
             replace(plan, table_bytes=size),
             filled.layers,
