@@ -164,21 +164,28 @@ def test_a_dry_run_is_the_same_plan(checkpoint: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("coding", "within"), [("fixed", 0.005), ("entropy", 0.01)])
 @pytest.mark.parametrize("bits_per_value", [2.0, 4.0])
-def test_a_sample_tells_the_size_within_a_hundredth(
-    wide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bits_per_value: float
+def test_a_sample_tells_the_size_within_what_it_says(
+    wide: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    bits_per_value: float,
+    coding: str,
+    within: float,
 ) -> None:
-    monkeypatch.setattr(fit_bands, "_SAMPLED_ROWS", 1024)
-    monkeypatch.setattr(foresee, "_BLOCKS", 4)
-    plan = planned(wide, bits_per_value=bits_per_value)
-    assert plan.within == 0.01 and plan.fitted_rows == 1024 and plan.encoded_rows < WIDE_V
-    report = written(wide, tmp_path / "a.tol", bits_per_value=bits_per_value)
+    """Of eight rows a dimension, which is what 16,384 rows are of D 2,048."""
+    monkeypatch.setattr(fit_bands, "_SAMPLED_ROWS", 8 * WIDE_D)
+    options = {"bits_per_value": bits_per_value, "coding": coding}
+    plan = planned(wide, **options)
+    assert plan.within == within and plan.fitted_rows == 8 * WIDE_D
+    report = written(wide, tmp_path / "a.tol", **options)
     assert plan.table_bytes == pytest.approx(report.table_bytes, rel=plan.within)
     assert max(plan.table_bytes, report.table_bytes) <= plan.budget_bytes
     assert sum(plan.parts.values()) == plan.table_bytes
     for ours, theirs in zip(plan.layers, report.layers, strict=True):
-        assert ours.running_sum_error == pytest.approx(theirs.running_sum_error, rel=0.1)
-        assert ours.relative_error == pytest.approx(theirs.relative_error, rel=0.1)
+        assert ours.running_sum_error == pytest.approx(theirs.running_sum_error, rel=0.12)
+        assert ours.relative_error == pytest.approx(theirs.relative_error, rel=0.12)
 
 
 def test_time_is_scaled_from_the_rows_looked_at(

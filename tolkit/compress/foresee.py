@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class Foreseen:
         plan: with everything decided; its `table_bytes` are the ones foreseen.
         layers: what each will store.
         common: arrays of all layers: name -> (dtype, array).
-        encoded: of the rows that were encoded.
+        encoded: what rows that were encoded take and lose.
         fitted_rows: that were fitted.
         within: how far `table_bytes` may be from what will be written, as a ratio. 0 where all
             rows were fitted: with `bands` the size is then decided, with `steps` all rows were
@@ -67,9 +68,14 @@ def foresee(
 ) -> Foreseen:
     """Fit a sample of at most 16,384 rows to `plan.table_bytes` and encode rows of it.
 
-    Fixed widths: some blocks of rows, for errors and time. Coded records: all rows where the
+    Fixed widths: blocks of the sample, for errors and time. Coded records: all rows where the
     sample is all there are, in as many attempts as compression will make. Elsewhere evenly spaced
-    blocks: the bytes of all rows lie between theirs and those that the sample's symbols foretell.
+    blocks, whose bytes and those that the sample's symbols foretell have the true ones between
+    them, and blocks of the sample.
+
+    Errors of a sample's own rows come nearer to those of all rows than errors of others: at D 256
+    with 2,048 of 8,192 rows running sums were 1 to 3 % above them with coded records, up to 17 %
+    below with fixed widths; of other rows up to twice and nearly three times as large.
 
     Args:
         plan: of `plan_compress`, with `bands`; the rest as of `fit_bands`.
@@ -119,7 +125,9 @@ class _Look:
         plan = filled_plan(plan, filled)
         started_s = time.perf_counter()
         shared = WorkingArrays(filled.layers)
-        encoded = encode_sample(source, plan, shared, pool, self.progress, blocks=_BLOCKS)
+        encoded = encode_sample(
+            source, plan, shared, pool, self.progress, blocks=_BLOCKS, fitted=True
+        )
         self._count_encoding(started_s, encoded.rows)
         within = 0.0 if self.exact else 0.005
         return Foreseen(plan, filled.layers, encoded, self.fitted_rows, within, self.time_s)
@@ -149,23 +157,24 @@ class _Look:
         self._count_fit(started_s, filled.walks)
         plan, stored = decided(self.plan, filled)
         started_s = time.perf_counter()
-        encoded = encode_sample(
-            source,
-            plan,
-            WorkingArrays(filled.layers),
-            self.pool,
-            self.progress,
-            filled.coders,
-            blocks=None if self.exact else _BLOCKS,
-        )
-        self._count_encoding(started_s, encoded.rows)
+        shared = WorkingArrays(filled.layers)
+        blocks = None if self.exact else _BLOCKS
+        look = partial(encode_sample, source, plan, shared, self.pool, self.progress)
+        encoded = look(filled.coders, blocks=blocks)
         size = coded_bytes(source, filled, stored, encoded.shard_bytes)
         if not self.exact:
             # A fit makes its own rows cheaper than they are and others dearer by as much; all
-            # rows, fitted together, lie in the middle.
+            # rows, fitted together, lie in the middle. What they lose is like what its own do.
+            own = look(filled.coders, blocks=blocks, fitted=True)
             excess = (size - filled.table_bytes) // 2
             size -= excess
-            encoded = replace(encoded, record_bytes=encoded.record_bytes - excess)
+            encoded = replace(
+                own,
+                rows=own.rows + encoded.rows,
+                record_bytes=encoded.record_bytes - excess,
+                shard_bytes=encoded.shard_bytes,
+            )
+        self._count_encoding(started_s, encoded.rows)
         return size, Foreseen(
             replace(plan, table_bytes=size),
             filled.layers,

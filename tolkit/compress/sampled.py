@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from tolkit.compress.encode import WORK_ROWS, Shared, encode_rows
-from tolkit.compress.fit_bands import picked
+from tolkit.compress.fit_bands import picked, sampled_slots
 from tolkit.compress.plan import EncodePlan
 from tolkit.compress.running import sums_from_json
 from tolkit.compress.sink import Tally
@@ -55,6 +55,7 @@ def encode_sample(
     coders: Sequence[RowCoder] = (),
     *,
     blocks: int | None,
+    fitted: bool = False,
 ) -> Encoded:
     """Encode evenly spaced blocks of each tier as `encode_rows` would, count bytes and errors.
 
@@ -62,12 +63,18 @@ def encode_sample(
         coders: of each tier, where records are coded.
         blocks: about how many in all, one at least of each tier; None takes all rows, and bytes
             and errors are then exactly those of `encode_rows`.
+        fitted: only of the rows that a fit to a sample looks at.
     """
     rows: RowSource = source
     tiers = plan.tiers
     if blocks is not None:
         total = sum(tier.num_rows for tier in tiers)
-        slots = [_slots(tier, max(1, round(blocks * tier.num_rows / total))) for tier in tiers]
+        ranges = [(tier.first_slot, tier.first_slot + tier.num_rows) for tier in tiers]
+        slots = sampled_slots(ranges) if fitted else [np.arange(*whole) for whole in ranges]
+        slots = [
+            _blocks(some, max(1, round(blocks * t.num_rows / total)))
+            for some, t in zip(slots, tiers, strict=True)
+        ]
         rows = _Sampled(source, np.concatenate(slots))
         tiers = _shortened(tiers, [len(some) for some in slots])
     tally = Tally()
@@ -75,13 +82,11 @@ def encode_sample(
     return _extended(plan, tiers, tally)
 
 
-def _slots(tier: Tier, wanted: int) -> npt.NDArray[np.int64]:
-    """Of blocks of a tier as compression cuts them, evenly spaced."""
-    stop = tier.first_slot + tier.num_rows
-    firsts = np.arange(tier.first_slot, stop, WORK_ROWS)
+def _blocks(slots: npt.NDArray[np.int64], wanted: int) -> npt.NDArray[np.int64]:
+    """Of slots of a tier: blocks as compression cuts them, evenly spaced."""
+    firsts = np.arange(0, len(slots), WORK_ROWS)
     places = np.unique(np.linspace(0, len(firsts) - 1, wanted).round().astype(int))
-    runs = [np.arange(first, min(first + WORK_ROWS, stop)) for first in firsts[places]]
-    return np.concatenate(runs)
+    return np.concatenate([slots[first : first + WORK_ROWS] for first in firsts[places]])
 
 
 def _shortened(tiers: Sequence[Tier], rows: Sequence[int]) -> tuple[Tier, ...]:
