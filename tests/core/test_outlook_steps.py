@@ -13,6 +13,7 @@ from _pico import pico_model, pico_tokenizer_files
 
 from tolkit.bundling import BundleReport, Resources
 from tolkit.compress import CompressSpec, compress, encode_steps, fit_bands, fit_steps, foresee
+from tolkit.compress.encode import WORK_ROWS
 from tolkit.compress.outlook import Outlook, outlook
 from tolkit.compress.walk import BandsWish
 from tolkit.errors import UsageError
@@ -92,6 +93,18 @@ def test_a_plan_is_what_compress_then_writes(
             want = getattr(theirs, name)
             assert getattr(ours, name) == (want if want is None else pytest.approx(want, rel=1e-5))
         assert ours.mean_bits == pytest.approx(8 * theirs.bytes_per_token / D)
+
+
+def test_all_blocks_of_all_tiers_are_coded(wide: Path, tmp_path: Path) -> None:
+    plan = planned(wide, bits_per_value=3.0)
+    assert plan.encoded_rows == plan.fitted_rows == WIDE_V
+    report = written(wide, tmp_path / "a.tol", bits_per_value=3.0)
+    tiers = open_bundle(tmp_path / "a.tol").manifest.tiers
+    assert max(tier.num_rows for tier in tiers) > 2 * WORK_ROWS
+    assert plan.table_bytes == report.table_bytes <= plan.budget_bytes
+    assert plan.layers[-1].running_sum_error == pytest.approx(
+        report.layers[-1].running_sum_error, rel=1e-5
+    )
 
 
 def test_parts_are_the_files_and_add_up(checkpoint: Path, tmp_path: Path) -> None:
