@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,11 +18,11 @@ from tolkit.bundle_report import BundleReport, LayerReport, layer_reports, nomin
 from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
-from tolkit.compress.budget import Filled
 from tolkit.compress.encode import Shared, encode_rows
 from tolkit.compress.encode_steps import encode_within, named_arrays
 from tolkit.compress.fit_bands import filled_plan, fit_bands
-from tolkit.compress.fit_steps import FilledSteps, StepsFitter
+from tolkit.compress.fit_steps import StepsFitter
+from tolkit.compress.foresee import foresee
 from tolkit.compress.keep import partial_of, stored_slots
 from tolkit.compress.plan import EncodePlan
 from tolkit.compress.resolve import WorkingArrays
@@ -191,38 +190,11 @@ def dry_run(
     resources: Resources | None = None,
     progress: Progress | None = None,
 ) -> BundleReport:
-    """The report `write_bundle` would give, bytes predicted, nothing written.
-
-    `bands` is fitted to a sample of rows for it.
-    """
+    """The report `write_bundle` would give, bytes predicted as `foresee` does, nothing written."""
     if plan.bands is not None:
+        silent = progress or SilentProgress()
         with block_pool((resources or Resources()).threads) as pool:
-            with tempfile.TemporaryDirectory(prefix="tolkit-") as work:
-                if plan.entropy:
-                    fitter = StepsFitter(
-                        source,
-                        plan,
-                        weights_V,
-                        calibration,
-                        Path(work),
-                        pool,
-                        progress or SilentProgress(),
-                    )
-                    filled: Filled | FilledSteps = fitter.fit(plan.table_bytes, sample_only=True)
-                else:
-                    filled = fit_bands(
-                        source,
-                        plan,
-                        weights_V,
-                        calibration,
-                        Path(work),
-                        pool,
-                        progress or SilentProgress(),
-                        sample_only=True,
-                    )
-        plan = filled_plan(plan, filled)
-        if isinstance(filled, FilledSteps):
-            plan = replace(plan, coding=filled.coding, layer_bytes=filled.layer_bytes)
+            plan = foresee(source, plan, weights_V, calibration, pool, silent).plan
     values = source.vocab_size * source.num_layers * source.hidden_size
     return BundleReport(
         command=command,

@@ -62,7 +62,7 @@ def run_compress(
             choice = _choice(out, ask, model, judge)
     if ask.bound is None:
         spec = spec_at(budget_bytes, choice)
-        if ask.dry_run and spec.codec == "bands" and spec.coding == "fixed":
+        if ask.dry_run and spec.codec == "bands":
             plan = outlook(ask.source, spec, resources=ask.resources, progress=progress)
             show_plan(out, [plan])
             return None

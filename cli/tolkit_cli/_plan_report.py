@@ -37,9 +37,9 @@ def show_plan(out: Output, plans: Sequence[Outlook]) -> None:
     out.field("metrics", "floor_bytes", first.floor_bytes, "floor", bytes_text(first.floor_bytes))
     looked = f"{first.fitted_rows:,} rows fitted, {first.encoded_rows:,} encoded"
     out.field("metrics", "fitted_rows", first.fitted_rows, "looked at", looked)
-    out.record("metrics", encoded_rows=first.encoded_rows, exact=first.exact)
+    out.record("metrics", encoded_rows=first.encoded_rows, exact=first.exact, within=first.within)
     if len(plans) == 1:
-        note = "" if first.exact else ", within 0.5 %"
+        note = "" if first.exact else f", within {100 * first.within:g} %"
         tables = f"{bytes_text(first.table_bytes)} predicted{note}"
         out.field("metrics", "bytes", first.table_bytes, "tables", tables)
         bits = f"{first.bits_per_value:.4f}"

@@ -98,7 +98,8 @@ def compress(
 
     Reads a bundle, or a checkpoint (the full tables are then never written), and writes a new
     bundle; the input is not changed. Sizes: int8 about 8 bits a value, nf4 4.5 with its scales;
-    rank 50% halves either and adds a basis. --dry-run predicts the bytes.
+    rank 50% halves either and adds a basis. --dry-run predicts the bytes; of a size to fill it
+    shows what tol plan shows.
 
     Error feedback is on: each layer is encoded with what earlier ones lost, so the running sum
     stays right at no cost in bytes. An interrupted run is continued by the same command.

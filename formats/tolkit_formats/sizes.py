@@ -10,7 +10,13 @@ from tolkit_formats.limits import CHECKSUM_BLOCK_BYTES
 from tolkit_formats.records import Tier
 from tolkit_formats.tensorfile import ITEM_BYTES, header_bytes
 
-__all__ = ["SharedShapes", "coded_shard_bytes", "table_bytes", "tensor_file_bytes"]
+__all__ = [
+    "SharedShapes",
+    "coded_file_bytes",
+    "coded_shard_bytes",
+    "table_bytes",
+    "tensor_file_bytes",
+]
 
 SharedShapes = Mapping[str, tuple[str, tuple[int, ...]]]
 """Full names in tables/bases.safetensors -> dtype and shape."""
@@ -60,10 +66,15 @@ def coded_shard_bytes(tier: Tier, mean_record_bytes: float) -> dict[str, int]:
     """File name -> bytes of a coded tier's shards, if records have this mean length."""
     sizes = {}
     for shard in range(tier.num_shards):
-        rows = tier.shard_rows(shard)
-        shapes: SharedShapes = {
-            "lengths": (length_dtype(tier.stride), (rows,)),
-            "records": ("U8", (round(rows * mean_record_bytes),)),
-        }
-        sizes[tier.shard_name(shard)] = tensor_file_bytes(shapes)
+        record_bytes = round(tier.shard_rows(shard) * mean_record_bytes)
+        sizes[tier.shard_name(shard)] = coded_file_bytes(tier, shard, record_bytes)
     return sizes
+
+
+def coded_file_bytes(tier: Tier, shard: int, record_bytes: int) -> int:
+    """Bytes of a coded tier's shard whose records, checksums included, take that much together."""
+    shapes: SharedShapes = {
+        "lengths": (length_dtype(tier.stride), (tier.shard_rows(shard),)),
+        "records": ("U8", (record_bytes,)),
+    }
+    return tensor_file_bytes(shapes)

@@ -194,16 +194,54 @@ def test_a_plan_for_people_and_scripts(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_size_below_the_floor_names_it(
-    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("coding", ["fixed", "entropy"])
+def test_a_plan_and_a_dry_run_are_one(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], coding: str
 ) -> None:
-    floor = result_of(capsys, "plan", work / "ckpt", "--budget", "6000")["metrics"]["floor_bytes"]
+    out = tmp_path / "a.tol"
+    asked = ("--bits-per-value", "6", "--coding", coding)
+    found = result_of(capsys, "plan", work / "ckpt", *asked)
+    metrics = found["metrics"]
+    assert metrics["exact"] is True and metrics["within"] == 0
+    assert metrics["bits_per_value"] <= 6
+    dry = result_of(capsys, "compress", work / "ckpt", "-o", out, *asked, "--dry-run")
+    assert dry["outputs"] == found["outputs"]
+    assert dry["metrics"]["layers"] == metrics["layers"]
+    (size,) = metrics["sizes"]
+    parts = ("records", "bases", "predictors", "scales", "slots", "checksums")
+    assert sum(size[f"{part}_bytes"] for part in parts) == metrics["bytes"]
+    assert list(tmp_path.iterdir()) == []
+    wet = result_of(capsys, "compress", work / "ckpt", "-o", out, *asked)
+    assert dry["metrics"]["bytes"] == metrics["bytes"] == wet["metrics"]["bytes"]
+    for ours, theirs in zip(metrics["layers"], wet["metrics"]["layers"], strict=True):
+        for name in ("relative_error", "running_sum_error"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_one_size_of_several_may_be_too_small(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("plan", work / "ckpt", "--coding", "entropy", "--bits-per-value")
+    text, errors = run(capsys, *asked, "0.1,5,8", "--format", "human")
+    assert "below the floor" in errors and "running sum" in text
+    (first, second) = result_of(capsys, *asked, "0.1,5,8")["metrics"]["sizes"]
+    assert 0.9 * 5 < first["bits_per_value"] <= 5 < second["bits_per_value"] <= 8
+
+
+@pytest.mark.parametrize("coding", ["fixed", "entropy"])
+def test_a_size_below_the_floor_names_it(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], coding: str
+) -> None:
+    as_coded = ("--coding", coding)
+    planned = result_of(capsys, "plan", work / "ckpt", "--budget", "6000", *as_coded)
+    floor = planned["metrics"]["floor_bytes"]
     for command in (
         ("compress", work / "ckpt", "-o", tmp_path / "a.tol", "--budget", floor - 1),
         ("compress", work / "ckpt", "-o", tmp_path / "a.tol", "--bits-per-value", "0.001"),
+        ("compress", work / "ckpt", "-o", tmp_path / "a.tol", "--budget", floor - 1, "--dry-run"),
         ("plan", work / "ckpt", "--budget", floor - 1),
     ):
-        _, errors = run(capsys, *command, code=2)
+        _, errors = run(capsys, *command, *as_coded, code=2)
         assert f"{floor:,} bytes" in errors
     assert list(tmp_path.iterdir()) == []
 

@@ -113,11 +113,10 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
     return Filled(dict(zip(shape.layers, decided, strict=True)), best.tiers, best.table_bytes)
 
 
-def require_room(shape: Shape, predictor_bits: int, budget_bytes: int) -> None:
+def require_room(shape: Shape, floor_bytes: int, budget_bytes: int) -> None:
     """UsageError where `budget_bytes` is below the floor, before anything is fitted."""
-    floor = smallest_bytes(shape, predictor_bits)
-    if floor > budget_bytes:
-        raise _below(budget_bytes, floor, shape)
+    if floor_bytes > budget_bytes:
+        raise _below(budget_bytes, floor_bytes, shape)
 
 
 def _below(budget_bytes: int, floor_bytes: int, shape: Shape) -> UsageError:

@@ -20,16 +20,16 @@ from torch import Tensor
 from tolkit.compress.codecs import encoder_for
 from tolkit.compress.plan import EncodePlan, PlanePlan
 from tolkit.compress.running import RunningSum, squares, sums_from_json, sums_to_json
+from tolkit.compress.sink import RecordSink, ShardSink
 from tolkit.decode.record_decoder import unit_rows
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress, Task
-from tolkit.sources import PlaneReader, TableSource
+from tolkit.sources import PlaneReader, RowSource
 from tolkit_formats.layer_errors import ErrorSums
 from tolkit_formats.limits import BLOCK_ROWS
 from tolkit_formats.rans import RowCoder
 from tolkit_formats.records import Tier
-from tolkit_formats.writer import BundleWriter, CodedShardWriter, ShardWriter
 
 __all__ = [
     "HELD_BYTES",
@@ -65,10 +65,10 @@ class _Block:
 
 
 def encode_rows(
-    source: TableSource,
+    source: RowSource,
     plan: EncodePlan,
     shared: Shared,
-    writer: BundleWriter,
+    writer: RecordSink,
     pool: BlockPool,
     progress: Progress,
     coders: Sequence[RowCoder] = (),
@@ -104,12 +104,12 @@ def encode_rows(
 
 
 def _encode_shard(
-    source: TableSource,
+    source: RowSource,
     plan: EncodePlan,
     tier: Tier,
     shard: int,
     shared: Shared,
-    out: ShardWriter | CodedShardWriter,
+    out: ShardSink,
     pool: BlockPool,
     task: Task,
 ) -> list[ErrorSums]:
@@ -143,7 +143,7 @@ def _encode_shard(
     return errors
 
 
-def _blocks_at_once(tier: Tier, source: TableSource, plan: EncodePlan, threads: int) -> int:
+def _blocks_at_once(tier: Tier, source: RowSource, plan: EncodePlan, threads: int) -> int:
     """Blocks that take turns at each layer: a multiple of `threads`, so that reading a layer (its
     weights widened to float32) serves as many rows as HELD_BYTES of records, carries and sums
     allow."""
@@ -160,7 +160,7 @@ def row_blocks(start: int, stop: int, threads: int) -> Iterator[list[tuple[int, 
 
 
 def _tables(
-    source: TableSource,
+    source: RowSource,
     plan: EncodePlan,
     layer: int,
     plane: PlanePlan | None,
@@ -202,7 +202,7 @@ def _left_out(own_ND: Tensor | None) -> tuple[float, float]:
 
 
 def _write_plane(
-    source: TableSource,
+    source: RowSource,
     plan: EncodePlan,
     tier: Tier,
     plane: PlanePlan,
@@ -245,14 +245,14 @@ def _write_plane(
 
 
 def _read(
-    source: TableSource, layer: int, spans: list[tuple[int, int]], pool: BlockPool
+    source: RowSource, layer: int, spans: list[tuple[int, int]], pool: BlockPool
 ) -> list[Tensor]:
     reader: PlaneReader = source.plane(layer)
     return pool.map(lambda span: reader(*span), spans)
 
 
 def block_target(
-    source: TableSource, plane: PlanePlan, spans: list[tuple[int, int]], pool: BlockPool
+    source: RowSource, plane: PlanePlan, spans: list[tuple[int, int]], pool: BlockPool
 ) -> list[Tensor]:
     """For each span of slots the table `plane` stands for: the sum of its members, [N, D]."""
     sums: list[Tensor] = []
@@ -263,7 +263,7 @@ def block_target(
 
 
 def encode_block(
-    source: TableSource,
+    source: RowSource,
     plane: PlanePlan,
     own_ND: Tensor,
     carry_ND: Tensor | None,

@@ -38,8 +38,10 @@ __all__ = [
     "fit_bands",
     "floor_bytes",
     "make_job",
+    "picked",
     "sample_rows",
     "sampled_rows",
+    "sampled_slots",
     "spill_scale",
     "walk_layers",
 ]
@@ -150,25 +152,18 @@ def filled_plan(plan: EncodePlan, filled: FilledAny) -> EncodePlan:
 
 
 def sample_rows(job: Job) -> tuple[Rows, npt.NDArray[np.int64]]:
-    """Runs of neighbouring rows, evenly spaced in each tier; everything where V is small."""
-    total = job.source.num_rows
-    picked, ranges = [], []
+    """The rows in `sampled_slots`, and those."""
+    slots_of_tiers = sampled_slots(job.ranges)
+    ranges = []
     start = 0
-    for first, stop in job.ranges:
-        wanted = max(_RUN_ROWS, (stop - first) * _SAMPLED_ROWS // total)
-        slots = np.arange(first, stop)
-        if total > _SAMPLED_ROWS and wanted < stop - first:
-            runs = -(-wanted // _RUN_ROWS)
-            begins = np.linspace(first, stop - _RUN_ROWS, runs).astype(np.int64)
-            slots = np.unique((begins[:, None] + np.arange(_RUN_ROWS)).reshape(-1))
-        picked.append(slots)
+    for slots in slots_of_tiers:
         ranges.append((start, start + len(slots)))
         start += len(slots)
-    chosen = np.concatenate(picked)
+    chosen = np.concatenate(slots_of_tiers)
     share = np.concatenate(
         [
             np.full(len(slots), (stop - first) / len(slots))
-            for slots, (first, stop) in zip(picked, job.ranges, strict=True)
+            for slots, (first, stop) in zip(slots_of_tiers, job.ranges, strict=True)
         ]
     )
     shape = (len(chosen), job.source.hidden_size)
@@ -182,6 +177,22 @@ def sample_rows(job: Job) -> tuple[Rows, npt.NDArray[np.int64]]:
         lambda name, shape: job.scratch.array(name, np.float32, shape),
     )
     return rows, chosen
+
+
+def sampled_slots(ranges: Sequence[tuple[int, int]]) -> list[npt.NDArray[np.int64]]:
+    """Of each tier, given its first and last+1 slot: runs of neighbours, evenly spaced; everything
+    where there are few."""
+    total = ranges[-1][1]
+    found = []
+    for first, stop in ranges:
+        wanted = max(_RUN_ROWS, (stop - first) * _SAMPLED_ROWS // total)
+        slots = np.arange(first, stop)
+        if total > _SAMPLED_ROWS and wanted < stop - first:
+            runs = -(-wanted // _RUN_ROWS)
+            begins = np.linspace(first, stop - _RUN_ROWS, runs).astype(np.int64)
+            slots = np.unique((begins[:, None] + np.arange(_RUN_ROWS)).reshape(-1))
+        found.append(slots)
+    return found
 
 
 def all_rows(job: Job, scale: float) -> Rows:
@@ -202,10 +213,10 @@ def all_rows(job: Job, scale: float) -> Rows:
 def _unit(job: Job, slots: npt.NDArray[np.int64] | None) -> PlaneRows | None:
     if not job.wish.predictor_bits:
         return None
-    return _picked(lambda first, stop: unit_rows(job.source.embedded(first, stop)), slots)
+    return picked(lambda first, stop: unit_rows(job.source.embedded(first, stop)), slots)
 
 
-def _picked(read: PlaneRows, slots: npt.NDArray[np.int64] | None) -> PlaneRows:
+def picked(read: PlaneRows, slots: npt.NDArray[np.int64] | None) -> PlaneRows:
     """A reader of the rows in `slots` (ascending), by runs of neighbours."""
     if slots is None or len(slots) == slots[-1] + 1:
         return read
@@ -243,7 +254,7 @@ def walk_layers(
     fits = []
     for plane in job.plan.planes:
         task.note(f"{note}layer {plane.layer}")
-        read = _picked(_summed([job.source.plane(m) for m in plane.members]), slots)
+        read = picked(_summed([job.source.plane(m) for m in plane.members]), slots)
         try:
             fit = layer(read, job.source.hidden_size, job.metrics.of(plane.layer), task)
         except NonFiniteError as error:

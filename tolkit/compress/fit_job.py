@@ -23,8 +23,13 @@ from tolkit.compress.transform import Metric
 from tolkit.compress.walk import BandsWish
 from tolkit.parallel import BlockPool
 from tolkit.sources import TableSource
+from tolkit_formats.codecs import Steps
+from tolkit_formats.entropy import Coding
 from tolkit_formats.files import scratch_array
-from tolkit_formats.records import STRIDE_MULTIPLE
+from tolkit_formats.predictor import Predictor
+from tolkit_formats.reader import shared_name
+from tolkit_formats.records import CRC_BYTES, STRIDE_MULTIPLE, lay_out
+from tolkit_formats.sizes import coded_shard_bytes, table_bytes
 
 __all__ = ["Job", "floor_bytes", "make_job", "shape_of"]
 
@@ -36,7 +41,10 @@ pays it back, and the head reads it."""
 
 @dataclass(frozen=True)
 class Job:
-    """What all walks over one source share."""
+    """What all walks over one source share.
+
+    floor_bytes: of what tables/ takes when nothing is coded.
+    """
 
     source: TableSource
     plan: EncodePlan
@@ -45,6 +53,7 @@ class Job:
     scratch: Scratch
     weights_V: Tensor
     ranges: tuple[tuple[int, int], ...]
+    floor_bytes: int
     pool: BlockPool
 
 
@@ -64,15 +73,13 @@ def make_job(
     weights = np.ones(source.num_rows)
     if by_slot is not None:
         weights = np.sqrt(by_slot.astype(np.float64) + 1)
-    ranges = tier_ranges(by_slot, source.num_rows, wish.tiers)
-    if not plan.entropy:  # records of any length fill a budget anyway
-        ranges = _ranges(by_slot, source.num_rows, wish.tiers, plan.table_bytes)
-    if not plan.entropy:  # how small coded records get is known after a walk only
-        shape = shape_of(source, plan, ranges)
-        if plan.bands.predictor_bits is None:
-            if smallest_bytes(shape, wish.predictor_bits or 0) > plan.table_bytes:
-                wish = replace(wish, predictor_bits=0)
-        require_room(shape, wish.predictor_bits or 0, plan.table_bytes)
+    ranges = _ranges(by_slot, source.num_rows, plan, plan.table_bytes)
+    shape = shape_of(source, plan, ranges)
+    floor = _smallest(shape, plan, wish.predictor_bits)
+    if plan.bands.predictor_bits is None and floor > plan.table_bytes:
+        wish = replace(wish, predictor_bits=0)
+        floor = _smallest(shape, plan, 0)
+    require_room(shape, floor, plan.table_bytes)
     scratch = Scratch(work)
     return Job(
         source,
@@ -82,6 +89,7 @@ def make_job(
         scratch,
         torch.from_numpy(weights / weights.mean()),
         ranges,
+        floor,
         pool,
     )
 
@@ -89,15 +97,17 @@ def make_job(
 def floor_bytes(
     source: TableSource, plan: EncodePlan, counts_V: npt.NDArray[np.uint64] | None
 ) -> int:
-    """The smallest budget that `fit_bands` can fill."""
+    """The smallest budget that a fit can fill."""
     wish = plan.bands
     assert wish is not None
     by_slot = _by_slot(source, counts_V)
-    shape = shape_of(source, plan, _ranges(by_slot, source.num_rows, wish.tiers, 0))
-    floor = smallest_bytes(shape, wish.predictor_bits or 0)
+    shape = shape_of(source, plan, _ranges(by_slot, source.num_rows, plan, 0))
+    floor = _smallest(shape, plan, wish.predictor_bits)
+    if plan.entropy:
+        return floor
     values = source.vocab_size * source.num_layers * source.hidden_size
     decided = wish.decided(source.vocab_size, source.hidden_size, 8 * floor / values)
-    return smallest_bytes(shape, decided.predictor_bits or 0)
+    return _smallest(shape, plan, decided.predictor_bits)
 
 
 def shape_of(source: TableSource, plan: EncodePlan, ranges: Sequence[tuple[int, int]]) -> Shape:
@@ -110,12 +120,33 @@ def shape_of(source: TableSource, plan: EncodePlan, ranges: Sequence[tuple[int, 
     )
 
 
+def _smallest(shape: Shape, plan: EncodePlan, predictor_bits: int | None) -> int:
+    """Bytes under tables/ when records hold nothing but their checksums."""
+    if not plan.entropy:
+        return smallest_bytes(shape, predictor_bits or 0)
+    width, num_tiers = shape.hidden_size, len(shape.tier_rows)
+    planes = [(layer, Steps(width, 0, num_tiers, 0, ())) for layer in shape.layers]
+    own = dict(planes[0][1].shared_shapes())
+    if predictor_bits:
+        own |= Predictor(width, predictor_bits).shared_shapes()
+    shared = {shared_name(i, name): array for i in shape.layers for name, array in own.items()}
+    shared |= Coding(1, 1, 1).shared_shapes()
+    tiers = [lay_out(planes, rows, index=i, coded=True) for i, rows in enumerate(shape.tier_rows)]
+    sizes = {
+        name: size for tier in tiers for name, size in coded_shard_bytes(tier, CRC_BYTES).items()
+    }
+    return table_bytes(tiers, shared, mapped_vocab_size=shape.mapped_vocab_size, shard_bytes=sizes)
+
+
 def _ranges(
-    by_slot: npt.NDArray[np.uint64] | None, num_rows: int, tiers: int, budget_bytes: int
+    by_slot: npt.NDArray[np.uint64] | None, num_rows: int, plan: EncodePlan, budget_bytes: int
 ) -> tuple[TierRange, ...]:
-    """Tiers by counts; where those make none, tiers small enough to fill the budget with."""
+    """Tiers by counts; where those make none, tiers small enough to fill the budget with, which
+    records of any length do anyway."""
+    assert plan.bands is not None
+    tiers = plan.bands.tiers
     ranges = tier_ranges(by_slot, num_rows, tiers)
-    if len(ranges) > 1:
+    if len(ranges) > 1 or plan.entropy:
         return ranges
     return halved_ranges(num_rows, _FINEST * budget_bytes / STRIDE_MULTIPLE, tiers)
 

@@ -31,7 +31,6 @@ from tolkit.compress.plan import EncodePlan
 from tolkit.compress.resolve_steps import CodedModels, StepsLayer, class_models, resolve_steps
 from tolkit.compress.step_classes import bits_at, gaussian_bits, kept_rows
 from tolkit.compress.steps import StepsFit, StepsWalk, Symbols, tables_of
-from tolkit.errors import UsageError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress
 from tolkit.sources import TableSource
@@ -66,6 +65,7 @@ class FilledSteps:
         common: arrays of all layers: name -> (dtype, array).
         coders: of each tier.
         layer_bytes: a token's, by layer, foretold.
+        walks: over the sample that the search for the scale took.
     """
 
     layers: Mapping[int, StepsLayer]
@@ -75,6 +75,7 @@ class FilledSteps:
     common: Mapping[str, tuple[str, npt.NDArray[Any]]]
     coders: tuple[RowCoder, ...]
     layer_bytes: Mapping[int, float]
+    walks: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,11 @@ class _Pass:
 
 
 class StepsFitter:
-    """Fits a source as often as the budget takes. The arguments are those of `fit_bands`."""
+    """Fits a source as often as the budget takes. The arguments are those of `fit_bands`.
+
+    Raises:
+        UsageError: the budget is below the floor.
+    """
 
     def __init__(
         self,
@@ -103,34 +108,40 @@ class StepsFitter:
         self._job: Job = make_job(source, plan, counts_V, calibration, work, pool)
         self._sample = sample_rows(self._job)
         self._spill = 1.0  # for all rows, from what a sample needed
+        self._walks = 0
         self._progress = progress
         self._layers = tuple(p.layer for p in plan.planes)
         self._rows_T = np.array([stop - first for first, stop in self._job.ranges])
+
+    @property
+    def floor_bytes(self) -> int:
+        """Of what tables/ takes when nothing is coded."""
+        return self._job.floor_bytes
 
     def fit(self, target_bytes: int, *, sample_only: bool = False) -> FilledSteps:
         """What every layer stores so that tables/ takes about `target_bytes`.
 
         Args:
+            target_bytes: `floor_bytes` or more.
             sample_only: fit the sample alone, for a dry run.
 
         Raises:
-            UsageError: the target is below the floor.     NonFiniteError: names the layer.
+            NonFiniteError: names the layer.
         """
+        assert target_bytes >= self.floor_bytes
+        self._walks = 0
         done = self._search(target_bytes)
+        walks = self._walks
         everything = len(self._sample[1]) == self._job.source.num_rows
         if not everything and not sample_only:
-            done = self._walk(done.scale, done.symbols, everything=True)
-        return self._filled(done)
+            done = self._walk(done.scale or None, done.symbols, everything=True)
+        return replace(self._filled(done), walks=walks)
 
     def _search(self, target_bytes: int) -> _Pass:
         """Walks over the sample until the predicted size is close to the target."""
         best = last = self._walk(None, None)
         fixed_bytes: float = self._filled(last).table_bytes
-        if fixed_bytes > target_bytes and self._may_drop_predictor:
-            self._job = replace(self._job, wish=replace(self._job.wish, predictor_bits=0))
-            self._sample = sample_rows(self._job)
-            return self._search(target_bytes)
-        self._require_above(fixed_bytes, target_bytes)
+        assert fixed_bytes <= self.floor_bytes  # a layer of zeros needs no predictor
         costs = gaussian_bits()
         for _ in range(_WALKS):
             scale = self._scale_for(last, costs, fixed_bytes, target_bytes)
@@ -149,6 +160,7 @@ class StepsFitter:
     ) -> _Pass:
         job = self._job
         rows, slots = (all_rows(job, self._spill), None) if everything else self._sample
+        self._walks += 1
         tables = tables_of(before)
         walk = StepsWalk(
             rows, job.wish, job.pool, scale=scale, tables=tables, feedback=job.plan.feedback
@@ -158,24 +170,6 @@ class StepsFitter:
             fits = walk_layers(job, walk.fit, rows, slots, task)
         self._spill = spill_scale(fit.exponent for fit in fits)
         return _Pass(scale or 0.0, fits, walk.symbols, class_models(fits, walk.symbols, tables))
-
-    @property
-    def _may_drop_predictor(self) -> bool:
-        """Whether there is one that nobody asked for."""
-        assert self._job.plan.bands is not None
-        asked = self._job.plan.bands.predictor_bits is not None
-        return bool(self._job.wish.predictor_bits) and not asked
-
-    def _require_above(self, floor_bytes: float, target_bytes: int) -> None:
-        if floor_bytes <= target_bytes:
-            return
-        values = self._job.source.hidden_size * self._rows_T.sum() * len(self._layers)
-        raise UsageError(
-            f"budget: {target_bytes:,} bytes are below the floor: means, predictions, "
-            f"checksums and lengths of {self._rows_T.sum():,} records take {floor_bytes:,} bytes "
-            f"({8 * floor_bytes / values:.3f} bits/value of the kept layers)",
-            hint=f"give at least {round(1.01 * floor_bytes):,} bytes, or --predict 0",
-        )
 
     def _scale_for(
         self, last: _Pass, costs_G: Floats, fixed_bytes: float, target_bytes: int

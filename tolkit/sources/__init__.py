@@ -7,13 +7,14 @@ from pathlib import Path
 
 from tolkit.sources.bundle import BundleSource
 from tolkit.sources.checkpoint import CheckpointSource
-from tolkit.sources.interface import PlaneReader, TableSource, slots_by_count
+from tolkit.sources.interface import PlaneReader, RowSource, TableSource, slots_by_count
 from tolkit_formats.manifest import HistoryEntry
 
 __all__ = [
     "BundleSource",
     "CheckpointSource",
     "PlaneReader",
+    "RowSource",
     "TableSource",
     "is_bundle",
     "lineage",

@@ -27,6 +27,7 @@ from tolkit_formats.tensorfile import TensorInfo, TensorStream
 __all__ = [
     "COPY_BYTES",
     "PlaneReader",
+    "RowSource",
     "TableSource",
     "slots_by_count",
     "unknown_counts",
@@ -40,19 +41,36 @@ PlaneReader = Callable[[int, int], Tensor]
 """`reader(first_slot, stop_slot)` -> float32 [N, D]; safe to call from several threads."""
 
 
-class TableSource(Protocol):
+class RowSource(Protocol):
+    """What encoding reads: planes and embeddings, by slot."""
+
+    path: Path
+    num_layers: int
+    hidden_size: int
+    statuses: tuple[LayerStatus, ...]
+
+    def plane(self, layer: int) -> PlaneReader:
+        """Get ready to read one layer's table."""
+
+    def embedded(self, first_slot: int, stop_slot: int) -> Tensor:
+        """Embedding rows of the tokens in a run of slots: float32 [N, D]."""
+
+    def token_at(self, slot: int) -> int:
+        """Token id whose rows lie in a slot."""
+
+    def stored_plane(self, layer: int, first_slot: int, stop_slot: int) -> npt.NDArray[np.uint8]:
+        """A stored plane's bytes U8 [N, B], for copying (bundles only)."""
+
+
+class TableSource(RowSource, Protocol):
     """Where planes come from, and everything of the source that a bundle keeps.
 
     `num_rows` of the slots, the first ones, get a record in what is written: V, or fewer once
     `keep_rows` said so; of a partial bundle what it has. Every slot of 0..V-1 can be read.
     """
 
-    path: Path
     vocab_size: int
     num_rows: int
-    num_layers: int
-    hidden_size: int
-    statuses: tuple[LayerStatus, ...]
     combine: str
     lookup_scale: float
     out_of_range: str
@@ -71,20 +89,8 @@ class TableSource(Protocol):
     def keep_rows(self, count: int) -> None:
         """From now on only the first `count` slots are written; after `use_counts`."""
 
-    def plane(self, layer: int) -> PlaneReader:
-        """Get ready to read one layer's table."""
-
-    def embedded(self, first_slot: int, stop_slot: int) -> Tensor:
-        """Embedding rows of the tokens in a run of slots: float32 [N, D]."""
-
     def plane_codecs(self, layer: int) -> tuple[Codec, ...]:
         """How the layer is stored in each tier, empty when it is computed from weights."""
-
-    def token_at(self, slot: int) -> int:
-        """Token id whose rows lie in a slot."""
-
-    def stored_plane(self, layer: int, first_slot: int, stop_slot: int) -> npt.NDArray[np.uint8]:
-        """A stored plane's bytes U8 [N, B], for copying (bundles only)."""
 
     def stored_shared(self, layer: int) -> Mapping[str, tuple[str, npt.NDArray[Any]]]:
         """A stored plane's shared arrays, name -> (dtype, array), for copying (bundles only)."""
