@@ -111,9 +111,9 @@ def train(
     the very same tables (hard links where it can) and a new backbone. With --distill CKPT, the
     checkpoint B.tol came from, it learns that model's answers, which brings it closer than text.
 
-    --init B.tol --tune-tables --distill CKPT does so without touching the model: for a bundle of
-    bands or steps it trains the numbers that all rows share, at no byte more, and writes a bundle
-    with the same records and the same backbone. Heal after that, not before.
+    --init B.tol --tune-tables --distill CKPT leaves the model alone: for a bundle of bands or
+    steps it trains the numbers that all rows share, at no byte more, and writes a bundle with the
+    same records and the same backbone. Where tables are nearly right, it gains more than healing.
 
     --init CKPT --freeze-tables keeps embedding, memory norms and FFNs, and writes a checkpoint.
 

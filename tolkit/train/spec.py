@@ -192,7 +192,7 @@ def _check_start(spec: TrainSpec) -> None:
     if spec.tune_tables and spec.freeze_tables:
         raise UsageError(
             "tune_tables: freeze_tables given too, which leaves the tables as they are",
-            hint="run one after the other: --tune-tables first, then --freeze-tables",
+            hint="give one of them; to run both, --tune-tables comes first",
         )
     if spec.distill_weight is not None:
         if spec.distill is None:
