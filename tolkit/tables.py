@@ -177,7 +177,10 @@ def _from_bundle(path: Path) -> Runnable:
         sources=manifest.sources,
         table_bytes=bundle.table_bytes,
         bits_per_value=bundle.bits_per_value,
-        healed=any(step.command == "train" for step in manifest.history),
+        healed=any(
+            step.command == "train" and not step.options.get("tune_tables")
+            for step in manifest.history
+        ),
     )
 
 

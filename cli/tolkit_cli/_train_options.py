@@ -31,6 +31,7 @@ __all__ = [
     "StepsOption",
     "TokenizerOption",
     "TokensOption",
+    "TuneTablesOption",
     "UntiedOption",
     "ValidOption",
     "VocabOption",
@@ -61,8 +62,8 @@ InitOption = Annotated[
         INPUT,
         "--init",
         metavar="PATH",
-        help="Go on from this checkpoint, or with --freeze-tables from this bundle; it fixes model "
-        "and tokenizer.",
+        help="Go on from this checkpoint, or with --freeze-tables or --tune-tables from this "
+        "bundle; it fixes model and tokenizer.",
     ),
 ]
 DistillOption = Annotated[
@@ -132,6 +133,15 @@ FreezeEmbeddingsOption = Annotated[
         help="Leave the embedding, and a head tied to it, as it is in --init.",
     ),
 ]
+TuneTablesOption = Annotated[
+    bool,
+    option(
+        WHAT,
+        "--tune-tables",
+        help="Train what the rows of --init share: means, scales, codebooks, bases, predictors. "
+        "Records and backbone stay.",
+    ),
+]
 DistillWeightOption = Annotated[
     float | None,
     option(
@@ -144,7 +154,10 @@ DistillWeightOption = Annotated[
 StepsOption = Annotated[
     int | None,
     option(
-        WHAT, "--steps", metavar="N", help="Length in steps. [default: tiny 500, frozen tables 300]"
+        WHAT,
+        "--steps",
+        metavar="N",
+        help="Length in steps. [default: tiny 500, frozen tables 300, tuned 200]",
     ),
 ]
 TokensOption = Annotated[
@@ -160,13 +173,13 @@ SequenceOption = Annotated[
         WHAT,
         "--sequence",
         metavar="T",
-        help="Tokens of a window. [default: tiny 128, frozen tables 256]",
+        help="Tokens of a window. [default: tiny 128, around tables 256]",
     ),
 ]
 BatchOption = Annotated[
     int | None,
     option(
-        WHAT, "--batch", metavar="N", help="Windows of a step. [default: tiny 16, frozen tables 8]"
+        WHAT, "--batch", metavar="N", help="Windows of a step. [default: tiny 16, around tables 8]"
     ),
 ]
 LearningRateOption = Annotated[
@@ -176,7 +189,7 @@ LearningRateOption = Annotated[
         "--learning-rate",
         "--lr",
         metavar="X",
-        help="Peak learning rate. [default: tiny 0.003, frozen tables 0.0003]",
+        help="Peak learning rate. [default: tiny 0.003, frozen tables 0.0003, tuned 0.01]",
     ),
 ]
 WarmupOption = Annotated[

@@ -38,6 +38,7 @@ from tolkit_cli._train_options import (
     StepsOption,
     TokenizerOption,
     TokensOption,
+    TuneTablesOption,
     UntiedOption,
     ValidOption,
     VocabOption,
@@ -80,6 +81,7 @@ def train(
     untied: UntiedOption = False,
     freeze_tables: FreezeTablesOption = False,
     freeze_embeddings: FreezeEmbeddingsOption = False,
+    tune_tables: TuneTablesOption = False,
     distill_weight: DistillWeightOption = None,
     steps: StepsOption = None,
     tokens: TokensOption = None,
@@ -98,7 +100,7 @@ def train(
     force: ForceOption = False,
     restart: RestartOption = False,
 ) -> None:
-    """Train a MemoryLLM from text, or heal one around its tables.
+    """Train a MemoryLLM from text, or mend what compression lost.
 
     Reads text, trains a tokenizer unless one is given, and writes a checkpoint folder: weights,
     tokenizer and token counts. The text is not changed. The tiny preset takes a few minutes on
@@ -108,6 +110,11 @@ def train(
     tables for minutes so that the model makes up for what they lost, and writes a new bundle with
     the very same tables (hard links where it can) and a new backbone. With --distill CKPT, the
     checkpoint B.tol came from, it learns that model's answers, which brings it closer than text.
+
+    --init B.tol --tune-tables --distill CKPT leaves the model alone: for a bundle of bands or
+    steps it trains the numbers that all rows share, at no byte more, and writes a bundle with the
+    same records and the same backbone. Where tables are nearly right, it gains more than healing.
+
     --init CKPT --freeze-tables keeps embedding, memory norms and FFNs, and writes a checkpoint.
 
     Give at most one of --steps, --tokens and --minutes. The same command continues an interrupted
@@ -131,6 +138,7 @@ def train(
         init=init,
         freeze_tables=freeze_tables,
         freeze_embeddings=freeze_embeddings,
+        tune_tables=tune_tables,
         distill=distill,
         distill_weight=distill_weight,
         steps=steps,
@@ -162,7 +170,7 @@ def _show_plan(out: Output, plan: TrainPlan) -> None:
     out.record("outputs", dry_run=True, kind=plan.kind)
     size = bytes_text(plan.size_bytes)
     out.field("outputs", "bytes", plan.size_bytes, f"{plan.kind} size", f"{size} predicted")
-    _show_model(out, plan.architecture, plan.parameters, plan.trained_parameters)
+    _show_model(out, plan)
     budget = f"{plan.steps:,} steps" if plan.steps is not None else f"{plan.minutes:g} minutes"
     text = f"{budget} of {plan.batch} windows of {plan.sequence} tokens"
     out.field("metrics", "steps", plan.steps, "length", text)
@@ -175,18 +183,21 @@ def _show_plan(out: Output, plan: TrainPlan) -> None:
     out.quiet_value(plan.size_bytes)
 
 
-def _show_model(out: Output, architecture: str, parameters: int, trained: int) -> None:
-    size = f"{architecture}, {count_text(parameters)} parameters"
-    if trained != parameters:
+def _show_model(out: Output, run: TrainPlan | TrainReport) -> None:
+    parameters, trained = run.parameters, run.trained_parameters
+    size = f"{run.architecture}, {count_text(parameters)} parameters"
+    if run.tuned:
+        size += f", none trained, but {count_text(trained)} numbers of its tables"
+    elif trained != parameters:
         size += f", {count_text(trained)} of them trained"
     out.field("metrics", "parameters", parameters, "model", size)
-    out.record("metrics", architecture=architecture, trained_parameters=trained)
+    out.record("metrics", architecture=run.architecture, trained_parameters=trained)
 
 
 def _show_report(out: Output, report: TrainReport) -> None:
     out.field("outputs", "bundle" if report.identity else "checkpoint", report.out)
     out.record("outputs", identity=report.identity)
-    _show_model(out, report.architecture, report.parameters, report.trained_parameters)
+    _show_model(out, report)
     done = f"{report.steps:,} steps, {count_text(report.tokens)} tokens"
     out.field("metrics", "steps", report.steps, "trained", done)
     out.record("metrics", tokens=report.tokens, vocab_size=report.vocab_size)

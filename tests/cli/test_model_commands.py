@@ -242,6 +242,29 @@ def test_train_heals_a_bundle_around_its_tables(
     assert result_of(capsys, *score, "--other-reference")["metrics"]["kl_mean_nats"]["value"] > 0
 
 
+def test_train_tunes_what_a_bundle_s_rows_share(
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = tmp_path / "small.tol"
+    result_of(capsys, "compress", work / "ckpt", "-o", small, "--bits-per-value", "12")
+    tuned = tmp_path / "tuned.tol"
+    command = ["train", work / "text.txt", "-o", tuned, "--init", small, "--batch", "2"]
+    command += ["--sequence", "16", "--steps", "3", "--distill", work / "ckpt", "--tune-tables"]
+    failed = result_of(capsys, *command, "--freeze-tables", code=2)
+    assert failed["error"]["message"].startswith("--tune-tables: ")
+    planned = result_of(capsys, *command, "--dry-run")
+    assert planned["outputs"]["dry_run"] and planned["metrics"]["learning_rate"] == 1e-2
+    assert not tuned.exists()
+    result = result_of(capsys, *command)
+    metrics = result["metrics"]
+    assert metrics["trained_parameters"] == planned["metrics"]["trained_parameters"] > 0
+    assert metrics["held_out_kl_nats"] != metrics["before_held_out_kl_nats"]
+    checked = result_of(capsys, "verify", tuned, "--reference", work / "ckpt")
+    assert checked["metrics"]["verdict"] == "ok"
+    score = ["eval", tuned, "--reference", work / "ckpt", "--data", work / "text.txt"]
+    assert result_of(capsys, *score)["metrics"]["kl_mean_nats"]["value"] > 0
+
+
 def test_train_refuses_a_teacher_with_other_tokens(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,13 +81,18 @@ class BandsFields:
             part: of the C coefficients, by default all.
             start: where in a record its bytes given here begin.
         """
+        places_nC = self.places(records_nS, part, start=start)
+        values_nC = self.books.index_select(0, places_nC.view(-1)).view(places_nC.shape)
+        return values_nC.mul_(self.scales_C[part])
+
+    def places(self, records_nS: Tensor, part: slice = slice(None), *, start: int = 0) -> Tensor:
+        """Where in `books` each coefficient's value is, int32 [n, C]; as `coefficients`."""
         fields_nC = records_nS.index_select(1, self.first_C[part] - start).int()
         fields_nC = fields_nC.bitwise_left_shift_(8)
         fields_nC |= records_nS.index_select(1, self.second_C[part] - start)
         fields_nC.bitwise_right_shift_(self.shift_C[part]).bitwise_and_(self.mask_C[part])
         fields_nC += self.start_C[part]
-        values_nC = self.books.index_select(0, fields_nC.view(-1)).view(fields_nC.shape)
-        return values_nC.mul_(self.scales_C[part])
+        return fields_nC
 
 
 class StepsFields:

@@ -63,11 +63,12 @@ def held_out_record(step: int, held_out: HeldOut) -> dict[str, object]:
 
 
 def before_first_step(spec: TrainSpec, session: Session) -> HeldOut | None:
-    """What a run with frozen tables or a teacher starts from, measured once and kept in the log.
+    """What a run with frozen or tuned tables or a teacher starts from; measured once, and logged.
 
     None for other runs, for new models and without held-out text.
     """
-    if spec.init is None or not (spec.freeze_tables or spec.distill is not None):
+    goes_on = spec.freeze_tables or spec.tune_tables or spec.distill is not None
+    if spec.init is None or not goes_on:
         return None
     if session.step == 0:
         session.work.cut_log(-1)

@@ -1,4 +1,4 @@
-"""`train`: from text to a checkpoint folder, or from a bundle to a healed one."""
+"""`train`: from text to a checkpoint folder, or from a bundle to a healed or tuned one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def train(spec: TrainSpec, progress: Progress | None = None) -> TrainReport:
     token_counts.safetensors (what the training part holds, plus an init checkpoint's own counts),
     train_log.jsonl and train.json. A bundle (init a bundle, freeze_tables) holds the tables of
     the one healed, byte for byte (hard links where the file system has them), a new backbone, and
-    one more step of history. Until then all is in ``OUT.partial``; the same spec continues from
+    one more step of history; with tune_tables, the same records and backbone and other arrays that
+    rows share. Until then all is in ``OUT.partial``; the same spec continues from
     there, and its weights are those of a run that was never interrupted, bit for bit (same
     machine, same number of threads).
 
@@ -80,7 +81,8 @@ def train(spec: TrainSpec, progress: Progress | None = None) -> TrainReport:
         identity=identity,
         architecture=session.model.config.architecture,
         parameters=sum(p.numel() for p in session.model.parameters()),
-        trained_parameters=sum(p.numel() for p in session.model.parameters() if p.requires_grad),
+        trained_parameters=sum(p.numel() for p in session.learner.parameters() if p.requires_grad),
+        tuned=session.learner is not session.model,
         vocab_size=session.model.config.vocab_size,
         steps=session.steps,
         tokens=session.steps * batch_tokens,
@@ -167,7 +169,7 @@ def _step(spec: TrainSpec, session: Session) -> tuple[StepLoss, float, float]:
         rows=session.rows,
         teacher=session.teacher,
     )
-    norm = torch.nn.utils.clip_grad_norm_(session.model.parameters(), spec.clip_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(session.learner.parameters(), spec.clip_norm).item()
     if not (math.isfinite(loss.cross_entropy) and math.isfinite(norm)):
         raise _diverged(session, loss, norm)
     for group in session.optimizer.param_groups:
@@ -212,8 +214,8 @@ def _record(
 
 
 def _save(session: Session) -> None:
-    weights = {f"weight.{n}": w for n, w in session.model.state_dict().items()}
-    tensors: Mapping[str, Tensor] = {**weights, **adam_state(session.model, session.optimizer)}
+    weights = {f"weight.{n}": w for n, w in session.learner.state_dict().items()}
+    tensors: Mapping[str, Tensor] = {**weights, **adam_state(session.learner, session.optimizer)}
     session.work.save(session.step, tensors, {})
 
 

@@ -31,6 +31,7 @@ from tolkit.tables import load_runnable
 from tolkit.train.distill import Teacher
 from tolkit.train.frozen import FrozenRows
 from tolkit.train.spec import TrainSpec
+from tolkit.train.tuned import TunedTables, require_tunable
 from tolkit_formats import digests
 from tolkit_formats.reader import Bundle, open_bundle
 
@@ -55,7 +56,8 @@ def open_origin(spec: TrainSpec) -> Origin | None:
     """What `spec` goes on from, headers only; None for a new model.
 
     Raises:
-        UsageError: a bundle without freeze_tables, or tables to freeze where there are none.
+        UsageError: a bundle without freeze_tables or tune_tables, tables to freeze where there are
+            none, or to tune that share nothing.
         InputError and its kin: what is missing, damaged or of another kind.
     """
     if spec.init is None:
@@ -63,6 +65,11 @@ def open_origin(spec: TrainSpec) -> Origin | None:
     if is_bundle(spec.init):
         return _bundle_origin(spec, spec.init)
     stored = checkpoint_tensors(spec.init)
+    if spec.tune_tables:
+        raise UsageError(
+            f"tune_tables: {spec.init} is a checkpoint, expected a bundle",
+            hint="make one with: tol compress CKPT -o B.tol --bits-per-value 0.5",
+        )
     if spec.freeze_tables and not stored.config.has_tables:
         raise UsageError(
             f"freeze_tables: {spec.init} is a dense model and has no tables",
@@ -74,12 +81,14 @@ def open_origin(spec: TrainSpec) -> Origin | None:
 
 
 def _bundle_origin(spec: TrainSpec, path: Path) -> Origin:
-    if not spec.freeze_tables:
+    if not spec.freeze_tables and not spec.tune_tables:
         raise UsageError(
             f"init: {path} is a bundle, its tables cannot be trained, expected --freeze-tables too",
-            hint="add --freeze-tables, or name the checkpoint it was built from",
+            hint="add --freeze-tables or --tune-tables, or name the checkpoint it was built from",
         )
     bundle = open_bundle(path)
+    if spec.tune_tables:
+        require_tunable(bundle)
     manifest = bundle.manifest
     if manifest.num_rows != manifest.vocab_size:
         raise InputError(
@@ -93,10 +102,10 @@ def _bundle_origin(spec: TrainSpec, path: Path) -> Origin:
 def load_start(
     spec: TrainSpec, origin: Origin | None, config: ModelConfig, device: torch.device
 ) -> tuple[Decoder, RowSource | None]:
-    """The model a run starts with, float32, and table rows that stay; None: its FFN gives them.
+    """The model a run starts with, float32, and its table rows; None: its FFN gives them.
 
-    Weights that stay take no gradient. A checkpoint's table rows are functions of its embedding,
-    so freezing those tables freezes the embedding too.
+    Weights that stay take no gradient; rows take one where they are tuned. A checkpoint's table
+    rows are functions of its embedding, so freezing those tables freezes the embedding too.
 
     Raises:
         UsageError: see `freeze`; and what `load_runnable` and `load_checkpoint` raise.
@@ -109,6 +118,8 @@ def load_start(
         return Decoder(config, generator=drawn).to(device), rows
     if origin.bundle is not None:
         model = load_runnable(origin.path).model.to(device, torch.float32)
+        if spec.tune_tables:
+            return model.requires_grad_(False), TunedTables(origin.bundle, model.embedding, device)
         rows = FrozenRows(DiskRows(origin.bundle), config, device)
         predicted = bool(origin.bundle.manifest.predictors)
     else:

@@ -16,6 +16,7 @@ from tolkit.train.publish import check_destination
 from tolkit.train.session import fitted_recipe
 from tolkit.train.shape import default_vocab_size, model_config
 from tolkit.train.spec import TrainSpec
+from tolkit.train.tuned import tuned_numbers
 from tolkit_formats.writer import work_folder
 
 __all__ = ["TrainPlan", "plan_run"]
@@ -26,14 +27,16 @@ class TrainPlan:
     """One run ahead of its start.
 
     kind: checkpoint or bundle. size_bytes: of what it writes, predicted; of a bundle, tables
-    included. steps: None where minutes decide. distill_weight: None without a teacher.
-    unfinished: the work folder the run would go on in, None where there is none.
+    included. tuned: what is trained are numbers of its tables. steps: None where minutes decide.
+    distill_weight: None without a teacher. unfinished: the work folder the run would go on in, None
+    where there is none.
     """
 
     kind: str
     architecture: str
     parameters: int
     trained_parameters: int
+    tuned: bool
     size_bytes: int
     sequence: int
     batch: int
@@ -60,15 +63,20 @@ def plan_run(spec: TrainSpec) -> TrainPlan:
     config = _config(spec, recipe.sequence, origin)
     with torch.device("meta"):
         model = Decoder(config, with_ffn=bundle is None)
-    freeze(spec, model)
     parameters = sum(p.numel() for p in model.parameters())
+    if spec.tune_tables and bundle is not None:
+        trained = tuned_numbers(bundle)
+    else:
+        freeze(spec, model)
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     weight = 1.0 if spec.distill_weight is None else spec.distill_weight
     work = work_folder(spec.out)
     return TrainPlan(
         kind="checkpoint" if bundle is None else "bundle",
         architecture=config.architecture,
         parameters=parameters,
-        trained_parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        trained_parameters=trained,
+        tuned=spec.tune_tables,
         size_bytes=4 * parameters if bundle is None else bundle.manifest.bundle_bytes,
         sequence=recipe.sequence,
         batch=recipe.batch,

@@ -1,4 +1,4 @@
-"""A finished run takes its name: a checkpoint folder, or a bundle around unchanged tables."""
+"""A finished run takes its name: a checkpoint folder, or a bundle around unchanged records."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tolkit.model.checkpoint import as_stored
 from tolkit.model.files import TORCH_DTYPES, require_finite
 from tolkit.train.session import Session
 from tolkit.train.spec import TrainSpec
+from tolkit.train.tuned import BASES, TunedTables
 from tolkit_formats import digests, files
 from tolkit_formats.manifest import HistoryEntry
 from tolkit_formats.reader import Bundle
@@ -26,7 +27,7 @@ from tolkit_formats.writer import BundleWriter, require_absent
 __all__ = ["check_destination", "publish", "round_to_stored"]
 
 _BACKBONE = "backbone.safetensors"
-_MADE_ANEW = {_BACKBONE, "README.md", "tables/checksums.safetensors"}
+_MADE_ANEW = {"README.md", "tables/checksums.safetensors"}
 _COPY_BYTES = 1 << 20
 
 
@@ -88,19 +89,26 @@ def _publish_bundle(spec: TrainSpec, session: Session, bundle: Bundle, out: Path
         "train", _options(spec, session), manifest.identity, f"tolkit {__version__}"
     )
     healed = replace(manifest, files={}, history=(*manifest.history, step), identity="")
+    tuned = session.rows if isinstance(session.rows, TunedTables) else None
+    if tuned is not None:  # how far each layer is from the table it stands for was not measured
+        healed = replace(healed, encoding=replace(manifest.encoding, errors=()))
+    kept = sorted(set(manifest.files) - _MADE_ANEW - {_BACKBONE if tuned is None else BASES})
     # Its own work folder lies in ours; `force` replaces what an interrupted publishing left.
     with BundleWriter(
         finished, fingerprint=digests.json_digest(healed.to_json()), force=True, restart=True
     ) as writer:
-        for name in sorted(set(manifest.files) - _MADE_ANEW):
+        for name in kept:
             if name.startswith("tables/"):
                 files.link_or_copy(bundle.path / name, writer.path(name))
             else:
                 _copy(bundle.path / name, writer.path(name))
-        _write_backbone(session.model, bundle, writer.path(_BACKBONE))
+        if tuned is not None:
+            writer.put_tensors(BASES, tuned.stored())
+        else:
+            _write_backbone(session.model, bundle, writer.path(_BACKBONE))
         writer.put_file("README.md", bundle_card(healed).encode())
         published = writer.publish(healed)
-    for name in sorted(set(manifest.files) - _MADE_ANEW):
+    for name in kept:
         if published.files[name] != manifest.files[name]:
             raise BundleError(
                 f"{bundle.path}/{name}: does not match its digest in tol.json: damaged",
@@ -118,7 +126,8 @@ def _options(spec: TrainSpec, session: Session) -> dict[str, object]:
         "learning_rate": recipe.learning_rate,
         "seed": spec.seed,
         "data": hashlib.sha256(session.corpus.key.encode()).hexdigest(),
-        "freeze_tables": True,
+        "freeze_tables": spec.freeze_tables,
+        "tune_tables": spec.tune_tables or None,
         "freeze_embeddings": spec.freeze_embeddings or None,
         "distill": None if teacher is None else teacher.identity,
         "distill_weight": None if teacher is None else teacher.weight,

@@ -33,12 +33,12 @@ class TrainReport:
     """One run.
 
     out: the checkpoint, or the bundle, whose identity is not None then. trained_parameters: those
-    that were not frozen. steps, tokens: trained in all. resumed_step: 0, or where this process
-    took over. elapsed_s, tokens_per_s: of this process, evaluation left out of the rate.
-    train_loss: mean cross-entropy of the last steps (at most 20), nats. held_out: None where no
-    text is held out; before: the same ahead of the first step, of a model that goes on with frozen
-    tables or a teacher. learning_rate: the peak. distinct_ids: mean a step. dtype: of matrix
-    products.
+    that were not frozen; tuned: they are numbers of the tables, not the model's. steps, tokens:
+    trained in all. resumed_step: 0, or where this process took over. elapsed_s, tokens_per_s: of
+    this process, evaluation left out of the rate. train_loss: mean cross-entropy of the last steps
+    (at most 20), nats. held_out: None where no text is held out; before: the same ahead of the
+    first step, of a model that goes on with frozen or tuned tables or a teacher. learning_rate:
+    the peak. distinct_ids: mean a step. dtype: of matrix products.
     """
 
     out: Path
@@ -46,6 +46,7 @@ class TrainReport:
     architecture: str
     parameters: int
     trained_parameters: int
+    tuned: bool
     vocab_size: int
     steps: int
     tokens: int

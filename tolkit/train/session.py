@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 import tolkit
 from tolkit.data import Tokenizer
@@ -26,6 +27,7 @@ from tolkit.train.shape import check_init, model_config
 from tolkit.train.spec import Recipe, TrainSpec, recipe_of
 from tolkit.train.state import WorkFolder
 from tolkit.train.step import accumulate_gradients
+from tolkit.train.tuned import TunedTables
 from tolkit_formats import files
 
 __all__ = ["Session", "fitted_recipe", "open_session"]
@@ -37,7 +39,8 @@ _TIMED_STEPS = 3
 class Session:
     """A run ready for its step `step` (steps finished so far).
 
-    rows: table rows that no step changes; None where the model's own FFN gives them.
+    rows: table rows, which no step changes unless they are tuned; None where the model's own FFN
+        gives them.
     """
 
     work: WorkFolder
@@ -55,6 +58,11 @@ class Session:
     dtype: torch.dtype
     device: torch.device
     step: int
+
+    @property
+    def learner(self) -> nn.Module:
+        """What holds the weights that steps change."""
+        return self.rows if isinstance(self.rows, TunedTables) else self.model
 
     def windows(self, step: int) -> torch.Tensor:
         """Ids [B, T + 1] of a step, on the device."""
@@ -96,7 +104,9 @@ def open_session(spec: TrainSpec, work: WorkFolder, progress: Progress) -> Sessi
         steps=0,
         warmup_steps=0,
         model=model,
-        optimizer=make_optimizer(model, weight_decay=recipe.weight_decay),
+        optimizer=make_optimizer(
+            rows if isinstance(rows, TunedTables) else model, weight_decay=recipe.weight_decay
+        ),
         tokenizer=tokenizer,
         corpus=corpus,
         order=order,
@@ -137,7 +147,8 @@ def fitted_recipe(spec: TrainSpec, origin: Origin | None) -> Recipe:
         return recipe
     check_init(spec, origin.config)
     longest = origin.config.max_position_embeddings
-    if recipe.sequence > longest and spec.sequence is None and spec.freeze_tables:
+    fits = spec.sequence is None and (spec.freeze_tables or spec.tune_tables)
+    if recipe.sequence > longest and fits:
         return replace(recipe, sequence=longest)
     if recipe.sequence > longest:
         raise MismatchError(
@@ -175,6 +186,7 @@ def _identity(
         "vocab_size": spec.vocab_size,
         "freeze_tables": spec.freeze_tables,
         "freeze_embeddings": spec.freeze_embeddings,
+        "tune_tables": spec.tune_tables,
         "budget": {"steps": recipe.steps, "minutes": spec.minutes},
         "sequence": recipe.sequence,
         "batch": recipe.batch,
@@ -213,7 +225,7 @@ def _steps_of_minutes(spec: TrainSpec, session: Session) -> int:
         torch.cuda.synchronize()
     step_s = (time.perf_counter() - started) / _TIMED_STEPS
     # Learning rate 0 leaves the weights alone; the moments go.
-    session.optimizer = make_optimizer(session.model, weight_decay=session.recipe.weight_decay)
+    session.optimizer = make_optimizer(session.learner, weight_decay=session.recipe.weight_decay)
     return max(1, int(60 * spec.minutes / step_s))
 
 
@@ -227,6 +239,6 @@ def _resume(session: Session, progress: Progress) -> None:
         for name, tensor in state.tensors.items()
         if name.startswith("weight.")
     }
-    session.model.load_state_dict(weights)
-    restore_adam_state(session.model, session.optimizer, state.tensors, state.step)
+    session.learner.load_state_dict(weights)
+    restore_adam_state(session.learner, session.optimizer, state.tensors, state.step)
     session.step = state.step

@@ -14,14 +14,14 @@ from typing import TypeVar
 
 from tolkit.errors import UsageError
 
-__all__ = ["HEALING", "RECIPES", "Recipe", "TrainSpec", "or_default", "recipe_of"]
+__all__ = ["HEALING", "RECIPES", "TUNING", "Recipe", "TrainSpec", "or_default", "recipe_of"]
 
 _Number = TypeVar("_Number", int, float)
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """One training run. None means: what the recipe says (RECIPES; HEALING for frozen tables).
+    """One training run. None means: what the recipe says (RECIPES; HEALING, TUNING).
 
     out: checkpoint folder to create, or the bundle when a bundle is healed; ``OUT.partial``
         beside it holds the unfinished run, and the same spec continues from it.
@@ -35,6 +35,8 @@ class TrainSpec:
     freeze_tables: train around the tables of `init`, no value of which changes: a bundle's as
         stored, a checkpoint's through its embedding, memory norms and FFNs, which stay as they are.
     freeze_embeddings: leave the embedding (and a tied head) as it is in `init`.
+    tune_tables: train what the rows of `init`, a bundle of codec bands or steps, share (means,
+        scales, codebooks, bases, predictors); its records and its backbone stay as they are.
     distill: checkpoint or bundle whose next-token probabilities are learned from, KL(it || model);
         distill_weight: share of that in the loss, above 0, 1 when None; cross-entropy is the rest.
     steps, tokens, minutes: the budget, at most one. Minutes become a number of steps by timing
@@ -64,6 +66,7 @@ class TrainSpec:
     init: Path | None = None
     freeze_tables: bool = False
     freeze_embeddings: bool = False
+    tune_tables: bool = False
     distill: Path | None = None
     distill_weight: float | None = None
     steps: int | None = None
@@ -122,6 +125,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 # With frozen tables: weights that work already are moved a little, so nothing pulls them to zero.
 # Measured in tests/bench/reports/2026-11-21-healing.md.
 HEALING = Recipe(256, 8, 8, 3e-4, 20, 300, 0, final_ratio=0.0, weight_decay=0.0)
+# Every number moves by about as many per cent a step as the rate has hundredths (tuned_layer.py).
+TUNING = Recipe(256, 8, 8, 1e-2, 10, 200, 0, final_ratio=0.0, weight_decay=0.0)
 
 
 def recipe_of(spec: TrainSpec) -> Recipe:
@@ -135,8 +140,8 @@ def recipe_of(spec: TrainSpec) -> Recipe:
     base = RECIPES.get(spec.preset_name)
     if base is None:
         raise UsageError(f"preset: expected one of {', '.join(RECIPES)}, got {spec.preset!r}")
-    if spec.freeze_tables:
-        base = HEALING
+    if spec.freeze_tables or spec.tune_tables:
+        base = HEALING if spec.freeze_tables else TUNING
     sequence = or_default(spec.sequence, base.sequence)
     batch = or_default(spec.batch, base.batch)
     budgets = {"steps": spec.steps, "tokens": spec.tokens, "minutes": spec.minutes}
@@ -178,12 +183,17 @@ def or_default(value: _Number | None, default: _Number) -> _Number:
 
 def _check_start(spec: TrainSpec) -> None:
     """UsageError for options that mean nothing without another one."""
-    for name in ("freeze_tables", "freeze_embeddings"):
+    for name in ("freeze_tables", "freeze_embeddings", "tune_tables"):
         if getattr(spec, name) and spec.init is None:
             raise UsageError(
                 f"{name}: a new model has nothing to keep as it is, expected --init too",
                 hint="name the bundle or checkpoint to go on from with --init",
             )
+    if spec.tune_tables and spec.freeze_tables:
+        raise UsageError(
+            "tune_tables: freeze_tables given too, which leaves the tables as they are",
+            hint="give one of them; to run both, --tune-tables comes first",
+        )
     if spec.distill_weight is not None:
         if spec.distill is None:
             raise UsageError("distill_weight: expected --distill too, the model to learn from")
