@@ -19,13 +19,13 @@ from tolkit.calibrate import Calibration
 from tolkit.card import bundle_card
 from tolkit.compress.bases import fit_bases, forget_damaged, row_weights
 from tolkit.compress.encode import Shared, encode_rows
-from tolkit.compress.encode_steps import encode_within, named_arrays
-from tolkit.compress.fit_bands import filled_plan, fit_bands
-from tolkit.compress.fit_steps import StepsFitter
+from tolkit.compress.fill.bands import filled_plan, fit_bands
+from tolkit.compress.fill.encode_steps import encode_within, named_arrays
+from tolkit.compress.fill.resolve import WorkingArrays
+from tolkit.compress.fill.steps import StepsFitter
 from tolkit.compress.foresee import foresee
 from tolkit.compress.keep import partial_of, stored_slots
 from tolkit.compress.plan import EncodePlan
-from tolkit.compress.resolve import WorkingArrays
 from tolkit.parallel import block_pool
 from tolkit.progress import Progress, SilentProgress
 from tolkit.sources import TableSource

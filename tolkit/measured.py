@@ -98,7 +98,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """What leaving out sets of layers of one model costs (see `tolkit.compress.choose`).
+    """What leaving out sets of layers of one model costs (see `tolkit.compress.search.choose`).
 
     Attributes:
         model: its identity.

@@ -9,7 +9,7 @@ from tolkit_cli._output import Column, Output
 from tolkit_cli._units import duration_text, percent_text
 
 if TYPE_CHECKING:
-    from tolkit.compress.choose import Choice, SetCost
+    from tolkit.compress.search.choose import Choice, SetCost
     from tolkit.evaluate import Metric
 
 __all__ = ["show_alone", "show_choice"]

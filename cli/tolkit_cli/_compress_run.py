@@ -13,8 +13,8 @@ from tolkit_cli._output import Output
 if TYPE_CHECKING:
     from tolkit.bundling import BundleReport, Resources
     from tolkit.compress import CompressSpec
-    from tolkit.compress.bound import Bound
-    from tolkit.compress.choose import Choice
+    from tolkit.compress.search.bound import Bound
+    from tolkit.compress.search.choose import Choice
     from tolkit.evaluate.judge import Judge
     from tolkit.tables import Runnable
 
@@ -46,7 +46,7 @@ def run_compress(
     """Write the bundle; None where only its plan was asked for, which is then shown."""
     from tolkit.compress import compress as compress_tables
     from tolkit.compress.outlook import outlook
-    from tolkit.compress.search import smallest_bundle
+    from tolkit.compress.search.smallest import smallest_bundle
     from tolkit_cli._plan_report import show_plan
     from tolkit_cli._search_report import show_found
 
@@ -103,8 +103,8 @@ def _judge(out: Output, ask: CompressAsk) -> tuple[Runnable, Judge]:
 
 def _choice(out: Output, ask: CompressAsk, model: Runnable, judge: Judge) -> Choice:
     """The layers that measuring chooses, after showing what it found."""
-    from tolkit.compress.choose_known import known_costs
-    from tolkit.compress.drop_auto import choose_for
+    from tolkit.compress.search.choose_known import known_costs
+    from tolkit.compress.search.drop_auto import choose_for
     from tolkit_cli._choice_report import show_choice
 
     assert ask.auto is not None
@@ -123,8 +123,8 @@ def _fold(
     spec_with: Callable[[Choice | None], CompressSpec],
 ) -> BundleReport:
     """As many layers folded as pay at the size that is asked for."""
-    from tolkit.compress.choose_known import known_costs
-    from tolkit.compress.drop_auto import fold_while_it_pays
+    from tolkit.compress.search.choose_known import known_costs
+    from tolkit.compress.search.drop_auto import fold_while_it_pays
     from tolkit.errors import UsageError
     from tolkit_cli._search_report import show_folded
 

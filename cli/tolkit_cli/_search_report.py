@@ -9,8 +9,8 @@ from tolkit_cli._output import Column, Output
 from tolkit_cli._units import bytes_text, duration_text, number_text, percent_text
 
 if TYPE_CHECKING:
-    from tolkit.compress.drop_auto import Folded
-    from tolkit.compress.search import Found
+    from tolkit.compress.search.drop_auto import Folded
+    from tolkit.compress.search.smallest import Found
     from tolkit.evaluate.judge import Judge
     from tolkit.quality_log import RecordedMetric
 

@@ -44,8 +44,8 @@ from tolkit_cli._report import show_report
 
 if TYPE_CHECKING:
     from tolkit.compress import CompressSpec
-    from tolkit.compress.bound import Bound
-    from tolkit.compress.choose import Choice
+    from tolkit.compress.search.bound import Bound
+    from tolkit.compress.search.choose import Choice
 
 __all__ = ["compress"]
 
@@ -114,8 +114,13 @@ def compress(
     """
     from tolkit.bundling import Resources
     from tolkit.compress import CompressSpec
-    from tolkit.compress.spec import BITS_TO_CODEC, parse_auto_drop, parse_predict, parse_size
-    from tolkit.compress.walk import BandsWish
+    from tolkit.compress.spec import (
+        BITS_TO_CODEC,
+        BandsWish,
+        parse_auto_drop,
+        parse_predict,
+        parse_size,
+    )
     from tolkit.errors import UsageError
 
     if bits and codec:
@@ -175,8 +180,8 @@ def compress(
 
 
 def _bound(max_kl: str | None, max_ppl_increase: str | None) -> Bound | None:
-    from tolkit.compress.bound import Bound
-    from tolkit.compress.choose import parse_bound
+    from tolkit.compress.search.bound import Bound
+    from tolkit.compress.search.choose import parse_bound
 
     if max_kl is None and max_ppl_increase is None:
         return None

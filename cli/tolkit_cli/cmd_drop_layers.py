@@ -38,7 +38,7 @@ from tolkit_cli._report import show_report
 
 if TYPE_CHECKING:
     from tolkit.compress import DropSpec
-    from tolkit.compress.choose import DropWish
+    from tolkit.compress.search.choose import DropWish
 
 __all__ = ["drop_layers"]
 
@@ -183,7 +183,7 @@ def _require_absent(path: Path, force: bool) -> None:
 def _wish(
     auto: int | None, max_kl: str | None, max_ppl: str | None, fold: bool, search: Any
 ) -> DropWish:
-    from tolkit.compress.choose import DropWish, parse_bound
+    from tolkit.compress.search.choose import DropWish, parse_bound
 
     return DropWish(
         auto=auto,
@@ -197,8 +197,8 @@ def _wish(
 def _measured(out: Output, bundle: Path, wish: DropWish, asked: dict[str, Any]) -> DropSpec:
     """The layers that measuring on text chooses, after showing what it found."""
     from tolkit.compress import DropSpec
-    from tolkit.compress.choose import choose_layers, most_evaluations
-    from tolkit.compress.choose_known import known_costs
+    from tolkit.compress.search.choose import choose_layers, most_evaluations
+    from tolkit.compress.search.choose_known import known_costs
     from tolkit.data import read_documents
     from tolkit.data.limit import limited
     from tolkit.errors import UsageError

@@ -130,7 +130,7 @@ def measure(
 
 def _bundles(out: Output, models: list[Runnable], judge: Judge) -> list[Measurement]:
     """One entry a bundle, all evaluated in one pass."""
-    from tolkit.compress.recipe import entry_of
+    from tolkit.compress.search.recipe import entry_of
     from tolkit_cli._search_report import metric_columns, metric_facts, show_text
 
     show_text(out, judge)
@@ -161,7 +161,7 @@ def _bundles(out: Output, models: list[Runnable], judge: Judge) -> list[Measurem
 
 
 def _layers(out: Output, model: Runnable, judge: Judge) -> LayerCosts:
-    from tolkit.compress.choose_known import layer_costs, measure_layers
+    from tolkit.compress.search.choose_known import layer_costs, measure_layers
     from tolkit_cli._choice_report import show_alone
 
     with out.timing("layers"):

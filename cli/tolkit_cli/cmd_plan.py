@@ -80,8 +80,7 @@ def plan(
     from tolkit.bundling import Resources
     from tolkit.compress import CompressSpec
     from tolkit.compress.outlook import outlook
-    from tolkit.compress.spec import parse_layers, parse_predict
-    from tolkit.compress.walk import BandsWish
+    from tolkit.compress.spec import BandsWish, parse_layers, parse_predict
     from tolkit.errors import UsageError
     from tolkit.sources import open_source
     from tolkit_cli._plan_report import show_plan

@@ -24,7 +24,7 @@ from reference_figures import slices
 from tolkit.bundling import Resources
 from tolkit.calibrate import CalibrationSpec, calibrate, save_metric
 from tolkit.compress import CompressSpec, compress
-from tolkit.compress.walk import BandsWish
+from tolkit.compress.spec import BandsWish
 from tolkit.counts import save_counts
 from tolkit.data import Tokenizer, count_tokens, read_documents, tokens_of
 from tolkit.evaluate import evaluate

@@ -173,7 +173,7 @@ def test_an_existing_output_is_refused_before_minutes_of_measuring(
     def measured(*arguments: object, **options: object) -> None:
         raise AssertionError("measured first")
 
-    monkeypatch.setattr("tolkit.compress.choose.choose_layers", measured)
+    monkeypatch.setattr("tolkit.compress.search.choose.choose_layers", measured)
     out = tmp_path / "a.tol"
     out.mkdir()
     asked = (work / "full.tol", "-o", out, "--auto", 1, "--data", work / "text.txt")

@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from tolkit.compress.allocate import LayerNeed, fill, widths_at
-from tolkit.compress.lloyd import DISTORTION
+from tolkit.compress.fill.allocate import LayerNeed, fill, widths_at
+from tolkit.compress.fill.lloyd import DISTORTION
 
 GAINS = DISTORTION[:-1] - DISTORTION[1:]
 

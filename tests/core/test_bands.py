@@ -18,7 +18,7 @@ from tolkit.build import build
 from tolkit.bundling import Resources
 from tolkit.calibrate import CalibrationSpec, calibrate, save_metric
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers, encode
-from tolkit.compress.walk import BandsWish
+from tolkit.compress.spec import BandsWish
 from tolkit.counts import save_counts
 from tolkit.data import Document
 from tolkit.errors import NonFiniteError, UsageError

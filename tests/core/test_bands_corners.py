@@ -14,7 +14,7 @@ from _pico import pico_counts, pico_model, pico_tokenizer_files
 
 from tolkit.build import build
 from tolkit.compress import CompressSpec, fit_bands
-from tolkit.compress.walk import BandsWish
+from tolkit.compress.spec import BandsWish
 from tolkit.errors import NonFiniteError, UsageError
 from tolkit.model import save_checkpoint
 from tolkit.progress import SilentProgress

@@ -10,7 +10,7 @@ import pytest
 from _fitted import Rows, exact_rows, large_checkpoint, lost, rows_of, run
 from _nano import tree_bytes
 
-from tolkit.compress import fit_bands
+from tolkit.compress.fill import bands as fit_bands
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,13 @@ def test_a_run_goes_on_from_finished_shards(large: Path, tmp_path: Path) -> None
 
 def test_shards_of_another_fit_are_not_taken_over(large: Path, tmp_path: Path) -> None:
     """Another machine may fit otherwise; records of one fit must not meet bases of another."""
-    from tolkit.compress.lloyd import gaussian_codebook
+    from tolkit.compress.fill.lloyd import gaussian_codebook
 
     with mock.patch("tolkit_formats.writer.ShardWriter.__exit__", stop_after(2)):
         with pytest.raises(Stopped):
             run(large, tmp_path / "b.tol", bits_per_value=2.5)
-    other = mock.patch("tolkit.compress.bands.lloyd_max", lambda _, bits: gaussian_codebook(bits))
+    fitted = "tolkit.compress.fill.walk_bands.lloyd_max"
+    other = mock.patch(fitted, lambda _, bits: gaussian_codebook(bits))
     with other:
         run(large, tmp_path / "whole.tol", bits_per_value=2.5)
         run(large, tmp_path / "b.tol", bits_per_value=2.5)

@@ -14,9 +14,9 @@ from _pico import pico_checkpoint
 
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
-from tolkit.compress.choose import Choice, DropWish, choose_layers, most_evaluations
-from tolkit.compress.choose_measure import Gone, Meter, SetCost, Side, receivers
-from tolkit.compress.choose_search import better, exchanges
+from tolkit.compress.search.choose import Choice, DropWish, choose_layers, most_evaluations
+from tolkit.compress.search.choose_measure import Gone, Meter, SetCost, Side, receivers
+from tolkit.compress.search.choose_search import better, exchanges
 from tolkit.errors import DataError, GateError, NonFiniteError, UsageError
 from tolkit.evaluate import Windows, check_gates, evaluate, parse_gate, windows_of
 from tolkit.evaluate.forward import Machine

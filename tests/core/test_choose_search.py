@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tolkit.compress.choose import DropWish, most_evaluations, parse_bound
-from tolkit.compress.choose_measure import Gone, SetCost, receivers
-from tolkit.compress.choose_search import search_sets, sets_of_one
 from tolkit.compress.fold import drop
+from tolkit.compress.search.choose import DropWish, most_evaluations, parse_bound
+from tolkit.compress.search.choose_measure import Gone, SetCost, receivers
+from tolkit.compress.search.choose_search import search_sets, sets_of_one
 from tolkit.errors import UsageError
 from tolkit.evaluate.result import Metric
 from tolkit_formats.manifest import LayerStatus

@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from tolkit.compress.lloyd import DISTORTION, gaussian_codebook, lloyd_max
+from tolkit.compress.fill.lloyd import DISTORTION, gaussian_codebook, lloyd_max
 from tolkit.compress.tiers import tier_ranges
 
 

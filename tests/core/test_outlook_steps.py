@@ -15,7 +15,7 @@ from tolkit.bundling import BundleReport, Resources
 from tolkit.compress import CompressSpec, compress, encode_steps, fit_bands, fit_steps, foresee
 from tolkit.compress.encode import WORK_ROWS
 from tolkit.compress.outlook import Outlook, outlook
-from tolkit.compress.walk import BandsWish
+from tolkit.compress.spec import BandsWish
 from tolkit.errors import UsageError
 from tolkit.model import save_checkpoint
 from tolkit.progress import SilentProgress

@@ -14,8 +14,8 @@ from _pico import pico_checkpoint
 from _pico_partial import EVERY, QUIET, compressed, planes_of
 
 from tolkit.compress import CompressSpec, compress
-from tolkit.compress.bands import BandsWish
 from tolkit.compress.outlook import outlook
+from tolkit.compress.spec import BandsWish
 from tolkit.counts import save_counts
 from tolkit.model import FfnRows
 from tolkit.sources import CheckpointSource

@@ -14,11 +14,11 @@ from _pico import pico_checkpoint
 
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, compress
-from tolkit.compress.bound import Bound
-from tolkit.compress.drop_auto import Folded, fold_while_it_pays
-from tolkit.compress.recipe import entry_of
-from tolkit.compress.search import Found, smallest_bundle
-from tolkit.compress.workshop import search_folder
+from tolkit.compress.search.bound import Bound
+from tolkit.compress.search.drop_auto import Folded, fold_while_it_pays
+from tolkit.compress.search.recipe import entry_of
+from tolkit.compress.search.smallest import Found, smallest_bundle
+from tolkit.compress.search.workshop import search_folder
 from tolkit.errors import DataError, GateError, OutputExistsError, UsageError
 from tolkit.evaluate import evaluate, windows_of
 from tolkit.evaluate.judge import Judge

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tolkit.compress.search_sizes import TOLERANCE, bracket, next_size
+from tolkit.compress.search.sizes import TOLERANCE, bracket, next_size
 
 FLOOR, TOP, START = 1_000, 80_000, 10_000
 

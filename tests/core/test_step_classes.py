@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from tolkit.compress.step_classes import (
+from tolkit.compress.fill.step_classes import (
     CLASSES,
     GRID,
     bits_at,
@@ -17,7 +17,7 @@ from tolkit.compress.step_classes import (
     gaussian_bits,
     wider_units,
 )
-from tolkit.compress.steps import Symbols, _storable, tables_of
+from tolkit.compress.fill.walk_steps import Symbols, _storable, tables_of
 
 
 def test_classes_are_steps_of_a_sixth_octave_above_the_least() -> None:

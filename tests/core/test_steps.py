@@ -18,12 +18,12 @@ from tolkit.compress import (
     DropSpec,
     compress,
     drop_layers,
-    encode_steps,
-    fit_bands,
-    fit_steps,
 )
 from tolkit.compress.codecs import encoder_for
 from tolkit.compress.codecs.steps import StepTables, quantised_steps
+from tolkit.compress.fill import bands as fit_bands
+from tolkit.compress.fill import encode_steps
+from tolkit.compress.fill import steps as fit_steps
 from tolkit.compress.plan import plan_compress
 from tolkit.errors import BundleError, UsageError
 from tolkit.model import save_checkpoint
@@ -295,7 +295,7 @@ def test_more_bits_lose_less_and_fixed_widths_lose_more(checkpoint: Path, tmp_pa
 def test_variants_are_whole_bundles(
     checkpoint: Path, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    from tolkit.compress.walk import BandsWish
+    from tolkit.compress.spec import BandsWish
 
     options = dict(options)
     if options.pop("hadamard", False):

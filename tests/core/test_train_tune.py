@@ -12,7 +12,7 @@ from _pico import pico_checkpoint
 
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, compress
-from tolkit.compress.walk import BandsWish
+from tolkit.compress.spec import BandsWish
 from tolkit.counts import save_counts
 from tolkit.data import Tokenizer
 from tolkit.errors import UsageError

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from tolkit.compress.allocate import widths_at
-from tolkit.compress.bands import BandsWalk
-from tolkit.compress.transform import Metric, Moments, fit_transform, quantise_rows
-from tolkit.compress.walk import BandsWish, Rows
+from tolkit.compress.fill.allocate import widths_at
+from tolkit.compress.fill.transform import Metric, Moments, fit_transform, quantise_rows
+from tolkit.compress.fill.walk import Rows
+from tolkit.compress.fill.walk_bands import BandsWalk
+from tolkit.compress.spec import BandsWish
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool, block_pool
 

@@ -16,7 +16,7 @@ from _pico import pico_checkpoint
 
 from tolkit.build import build
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
-from tolkit.compress.walk import BandsWish
+from tolkit.compress.spec import BandsWish
 from tolkit.progress import SilentProgress
 from tolkit_formats import FORMAT_VERSION, limits, open_bundle
 from tolkit_formats.codecs.fourbit import CODE_ORDER, CODEBOOKS, DECISION_BOUNDS, GROUP_SIZES

@@ -31,7 +31,7 @@ from tolkit.build import build
 from tolkit.bundling import Resources
 from tolkit.cold_rows import ColdPlanes
 from tolkit.compress import CompressSpec, DropSpec, compress, drop_layers
-from tolkit.compress.walk import BandsWish
+from tolkit.compress.spec import BandsWish
 from tolkit.model import Decoder, ModelConfig, save_checkpoint
 from tolkit.progress import SilentProgress
 from tolkit_formats import Bundle, open_bundle, verify

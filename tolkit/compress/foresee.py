@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit.calibrate import Calibration
-from tolkit.compress.encode_steps import coded_bytes, decided, meet
-from tolkit.compress.fit_bands import filled_plan, fit_bands, sampled_rows
-from tolkit.compress.fit_steps import StepsFitter
+from tolkit.compress.fill.bands import filled_plan, fit_bands, sampled_rows
+from tolkit.compress.fill.encode_steps import coded_bytes, decided, meet
+from tolkit.compress.fill.resolve import BandsLayer, WorkingArrays
+from tolkit.compress.fill.resolve_steps import StepsLayer
+from tolkit.compress.fill.steps import StepsFitter
 from tolkit.compress.plan import EncodePlan
-from tolkit.compress.resolve import BandsLayer, WorkingArrays
-from tolkit.compress.resolve_steps import StepsLayer
 from tolkit.compress.sampled import Encoded, encode_sample
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress

@@ -16,11 +16,11 @@ import numpy.typing as npt
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, open_for
 from tolkit.compress.encode import HELD_BYTES, WORK_ROWS
-from tolkit.compress.fit_bands import floor_bytes
+from tolkit.compress.fill.bands import floor_bytes
+from tolkit.compress.fill.resolve import BandsLayer
+from tolkit.compress.fill.resolve_steps import StepsLayer
 from tolkit.compress.foresee import Foreseen, foresee
 from tolkit.compress.plan import EncodePlan, plan_compress
-from tolkit.compress.resolve import BandsLayer
-from tolkit.compress.resolve_steps import StepsLayer
 from tolkit.parallel import block_pool
 from tolkit.progress import Progress, TqdmProgress
 from tolkit.sources import TableSource

@@ -11,9 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tolkit.compress.fold import drop, members_of
-from tolkit.compress.spec import CompressSpec, DropSpec, named_codec, parse_ranks
+from tolkit.compress.spec import BandsWish, CompressSpec, DropSpec, named_codec, parse_ranks
 from tolkit.compress.tiers import TierRange
-from tolkit.compress.walk import BandsWish
 from tolkit.errors import UsageError
 from tolkit.sources import TableSource, lineage
 from tolkit_formats.codecs import Bands, Codec, Raw, Steps, Svd, codec_from_json

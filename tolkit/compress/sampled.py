@@ -13,7 +13,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from tolkit.compress.encode import WORK_ROWS, Shared, encode_rows
-from tolkit.compress.fit_bands import picked, sampled_slots
+from tolkit.compress.fill.bands import picked, sampled_slots
 from tolkit.compress.plan import EncodePlan
 from tolkit.compress.running import sums_from_json
 from tolkit.compress.sink import Tally

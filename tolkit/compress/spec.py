@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from tolkit.compress.walk import BandsWish
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Codec, codec_from_json
 from tolkit_formats.codecs.expansion import MAX_WIDTH
 
 __all__ = [
+    "BandsWish",
     "BITS_TO_CODEC",
     "CODEC_NAMES",
     "DEFAULT_GROUP_SIZE",
@@ -31,6 +31,9 @@ __all__ = [
     "parse_size",
 ]
 
+_PREDICTOR_BITS = 3
+_PREDICTOR_SHARE = 0.3
+
 DEFAULT_GROUP_SIZE = 64
 MAX_BITS_PER_VALUE = 32.0
 CODEC_NAMES = ("int8", "int4", "nf4", "fp4")
@@ -38,6 +41,30 @@ CODINGS = ("fixed", "entropy")
 BITS_TO_CODEC = {16: "f16", 8: "int8", 4: "nf4"}
 _RAW_NAMES = ("f32", "f16", "bf16")
 _RANGE = re.compile(r"(\d+)(?:-(\d*))?\Z")
+
+
+@dataclass(frozen=True)
+class BandsWish:
+    """How `bands` shall look.
+
+    Attributes:
+        transform: ``klt`` (a stored basis) or ``hadamard`` (none).
+        predictor_bits: of weights that predict rows from embeddings; 0 for none, None decides by
+            the share of the budget they would take (`decided`).
+        tiers: at most so many.
+    """
+
+    transform: str = "klt"
+    predictor_bits: int | None = None
+    tiers: int = 8
+
+    def decided(self, vocab_size: int, hidden_size: int, bits_per_value: float) -> BandsWish:
+        """The same with `predictor_bits` set: _PREDICTOR_BITS unless they take too much."""
+        if self.predictor_bits is not None:
+            return self
+        share = _PREDICTOR_BITS * hidden_size / vocab_size / bits_per_value
+        bits = _PREDICTOR_BITS if share <= _PREDICTOR_SHARE else 0
+        return replace(self, predictor_bits=bits)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from tolkit.calibrate import load_metric
 from tolkit.compress import CompressSpec, open_for
-from tolkit.compress.fit_bands import floor_bytes
+from tolkit.compress.fill.bands import floor_bytes
 from tolkit.compress.plan import plan_compress
 from tolkit.errors import UsageError
 from tolkit.evaluate.adjust import require_tables

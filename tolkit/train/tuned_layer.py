@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tolkit.compress.resolve import packed_rows
+from tolkit.compress.fill.resolve import packed_rows
 from tolkit.decode.field_planes import BandsFields, StepsFields
 from tolkit.rotation import rotated
 from tolkit_formats.bitpack import field_widths

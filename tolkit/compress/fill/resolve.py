@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tolkit.compress.allocate import Allocation
-from tolkit.compress.bands import LayerFit
 from tolkit.compress.codecs.bands import ANALYSIS
-from tolkit.compress.transform import Quantised
+from tolkit.compress.fill.allocate import Allocation
+from tolkit.compress.fill.transform import Quantised
+from tolkit.compress.fill.walk_bands import LayerFit
 from tolkit_formats.bitpack import Run, pack
 from tolkit_formats.codecs import Bands
 from tolkit_formats.predictor import Predictor

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from tolkit.bundling import BundleReport, Resources
 from tolkit.compress import CompressSpec
-from tolkit.compress.choose import Choice, DropWish, SetCost, choose_layers
-from tolkit.compress.workshop import Candidate, workshop
+from tolkit.compress.search.choose import Choice, DropWish, SetCost, choose_layers
+from tolkit.compress.search.workshop import Candidate, workshop
 from tolkit.evaluate.adjust import layers_with_tables
 from tolkit.evaluate.forward import Machine
 from tolkit.evaluate.judge import Judge

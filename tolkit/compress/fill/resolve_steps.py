@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tolkit.compress.codecs.bands import ANALYSIS
 from tolkit.compress.codecs.steps import StepTables
-from tolkit.compress.resolve import packed_rows, runs_of, stored_predictor
-from tolkit.compress.step_classes import CLASSES
-from tolkit.compress.steps import StepsFit, Symbols
+from tolkit.compress.fill.resolve import packed_rows, runs_of, stored_predictor
+from tolkit.compress.fill.step_classes import CLASSES
+from tolkit.compress.fill.walk_steps import StepsFit, Symbols
 from tolkit_formats.bitpack import Run
 from tolkit_formats.codecs import Steps
 from tolkit_formats.entropy import Coding, stored_models

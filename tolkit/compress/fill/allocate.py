@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tolkit.compress.lloyd import DISTORTION
+from tolkit.compress.fill.lloyd import DISTORTION
 from tolkit_formats.codecs.base import ALIGNMENT_BYTES
 from tolkit_formats.records import CRC_BYTES, STRIDE_MULTIPLE
 

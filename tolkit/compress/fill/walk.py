@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -19,50 +19,25 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from tolkit.compress.fill.transform import Metric, Moments, Transform, fit_transform
 from tolkit.compress.gram import CrossAccumulator, GramAccumulator
+from tolkit.compress.spec import BandsWish
 from tolkit.compress.tiers import TierRange
-from tolkit.compress.transform import Metric, Moments, Transform, fit_transform
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Task
 from tolkit.rotation import rotated
 from tolkit_formats.limits import BLOCK_ROWS
 
-__all__ = ["BandsWish", "PlaneRows", "Rows", "Walk"]
+__all__ = ["PlaneRows", "Rows", "Walk"]
 
 _SAMPLED_ROWS = 4096
 _SAMPLED_VALUES = 1 << 21
-_PREDICTOR_BITS = 3
-_PREDICTOR_SHARE = 0.3
 _HALF = BLOCK_ROWS // 2
 
 PlaneRows = Callable[[int, int], Tensor]
 _T = TypeVar("_T")
 _Fit = TypeVar("_Fit")
-
-
-@dataclass(frozen=True)
-class BandsWish:
-    """How `bands` shall look.
-
-    Attributes:
-        transform: ``klt`` (a stored basis) or ``hadamard`` (none).
-        predictor_bits: of weights that predict rows from embeddings; 0 for none, None decides by
-            the share of the budget they would take (`decided`).
-        tiers: at most so many.
-    """
-
-    transform: str = "klt"
-    predictor_bits: int | None = None
-    tiers: int = 8
-
-    def decided(self, vocab_size: int, hidden_size: int, bits_per_value: float) -> BandsWish:
-        """The same with `predictor_bits` set: _PREDICTOR_BITS unless they take too much."""
-        if self.predictor_bits is not None:
-            return self
-        share = _PREDICTOR_BITS * hidden_size / vocab_size / bits_per_value
-        bits = _PREDICTOR_BITS if share <= _PREDICTOR_SHARE else 0
-        return replace(self, predictor_bits=bits)
 
 
 @dataclass(frozen=True)

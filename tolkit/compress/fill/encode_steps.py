@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import numpy.typing as npt
 
 from tolkit.compress.encode import encode_rows
-from tolkit.compress.fit_bands import filled_plan
-from tolkit.compress.fit_steps import FilledSteps, StepsFitter
+from tolkit.compress.fill.bands import filled_plan
+from tolkit.compress.fill.resolve import WorkingArrays
+from tolkit.compress.fill.steps import FilledSteps, StepsFitter
 from tolkit.compress.plan import EncodePlan
-from tolkit.compress.resolve import WorkingArrays
 from tolkit.errors import UsageError
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tolkit.calibrate import Calibration
-from tolkit.compress.fit_bands import (
+from tolkit.compress.fill.bands import (
     Job,
     all_rows,
     make_job,
@@ -27,10 +27,10 @@ from tolkit.compress.fit_bands import (
     spill_scale,
     walk_layers,
 )
+from tolkit.compress.fill.resolve_steps import CodedModels, StepsLayer, class_models, resolve_steps
+from tolkit.compress.fill.step_classes import bits_at, gaussian_bits, kept_rows
+from tolkit.compress.fill.walk_steps import StepsFit, StepsWalk, Symbols, tables_of
 from tolkit.compress.plan import EncodePlan
-from tolkit.compress.resolve_steps import CodedModels, StepsLayer, class_models, resolve_steps
-from tolkit.compress.step_classes import bits_at, gaussian_bits, kept_rows
-from tolkit.compress.steps import StepsFit, StepsWalk, Symbols, tables_of
 from tolkit.parallel import BlockPool
 from tolkit.progress import Progress
 from tolkit.sources import TableSource

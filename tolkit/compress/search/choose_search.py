@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tolkit.compress.bound import Bound
-from tolkit.compress.choose_measure import Gone, Meter, SetCost, Side
+from tolkit.compress.search.bound import Bound
+from tolkit.compress.search.choose_measure import Gone, Meter, SetCost, Side
 from tolkit.errors import UsageError
 
 __all__ = [

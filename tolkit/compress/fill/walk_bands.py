@@ -18,10 +18,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tolkit.compress.allocate import LayerNeed, widths_at
-from tolkit.compress.lloyd import gaussian_codebook, lloyd_max
-from tolkit.compress.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
-from tolkit.compress.walk import BandsWish, Coefficients, Rows, Walk
+from tolkit.compress.fill.allocate import LayerNeed, widths_at
+from tolkit.compress.fill.lloyd import gaussian_codebook, lloyd_max
+from tolkit.compress.fill.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
+from tolkit.compress.fill.walk import Coefficients, Rows, Walk
+from tolkit.compress.spec import BandsWish
 from tolkit.parallel import BlockPool
 
 __all__ = ["BandsWalk", "LayerFit"]

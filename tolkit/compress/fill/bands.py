@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from tolkit.calibrate import Calibration
-from tolkit.compress.bands import BandsWalk, LayerFit
-from tolkit.compress.budget import MOST_WALKS, Filled, fill_budget, search_price
-from tolkit.compress.fit_job import Job, floor_bytes, make_job, shape_of
+from tolkit.compress.fill.budget import MOST_WALKS, Filled, fill_budget, search_price
+from tolkit.compress.fill.job import Job, floor_bytes, make_job, shape_of
+from tolkit.compress.fill.transform import Metric
+from tolkit.compress.fill.walk import PlaneRows, Rows
+from tolkit.compress.fill.walk_bands import BandsWalk, LayerFit
 from tolkit.compress.plan import EncodePlan, PlanePlan
-from tolkit.compress.transform import Metric
-from tolkit.compress.walk import PlaneRows, Rows
 from tolkit.decode.record_decoder import unit_rows
 from tolkit.errors import NonFiniteError
 from tolkit.parallel import BlockPool

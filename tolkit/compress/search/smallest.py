@@ -14,12 +14,12 @@ from pathlib import Path
 
 from tolkit.bundling import BundleReport, Resources
 from tolkit.compress import CompressSpec, open_for
-from tolkit.compress.bound import Bound
-from tolkit.compress.fit_bands import floor_bytes
+from tolkit.compress.fill.bands import floor_bytes
 from tolkit.compress.plan import plan_compress
-from tolkit.compress.recipe import recipe_of
-from tolkit.compress.search_sizes import next_size
-from tolkit.compress.workshop import Candidate, Workshop, workshop
+from tolkit.compress.search.bound import Bound
+from tolkit.compress.search.recipe import recipe_of
+from tolkit.compress.search.sizes import next_size
+from tolkit.compress.search.workshop import Candidate, Workshop, workshop
 from tolkit.errors import GateError, TolError
 from tolkit.evaluate.judge import Judge
 from tolkit.measured import Measured, Measurement

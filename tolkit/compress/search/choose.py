@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tolkit.compress.choose_measure import Gone, Meter, SetCost
-from tolkit.compress.choose_search import DropWish, Step, better, search_sets, sets_of_one
+from tolkit.compress.search.choose_measure import Gone, Meter, SetCost
+from tolkit.compress.search.choose_search import DropWish, Step, better, search_sets, sets_of_one
 from tolkit.errors import GateError, UsageError
 from tolkit.evaluate.forward import Machine
 from tolkit.evaluate.gates.syntax import parse_gate

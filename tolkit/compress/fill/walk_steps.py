@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tolkit.compress.codecs.steps import StepTables, quantised_steps
-from tolkit.compress.step_classes import (
+from tolkit.compress.fill.step_classes import (
     CLASSES,
     FINE_CLASS,
     GRID,
@@ -32,8 +32,9 @@ from tolkit.compress.step_classes import (
     kept_rows,
     wider_units,
 )
-from tolkit.compress.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
-from tolkit.compress.walk import BandsWish, Rows, Walk
+from tolkit.compress.fill.transform import Metric, Quantised, Transform, analysis_for, quantise_rows
+from tolkit.compress.fill.walk import Rows, Walk
+from tolkit.compress.spec import BandsWish
 from tolkit.parallel import BlockPool
 
 __all__ = ["StepsFit", "StepsWalk", "Symbols", "tables_of"]

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from tolkit.calibrate import Calibration
-from tolkit.compress.budget import Shape, require_room, smallest_bytes
+from tolkit.compress.fill.budget import Shape, require_room, smallest_bytes
+from tolkit.compress.fill.transform import Metric
 from tolkit.compress.plan import EncodePlan
+from tolkit.compress.spec import BandsWish
 from tolkit.compress.tiers import TierRange, halved_ranges, tier_ranges
-from tolkit.compress.transform import Metric
-from tolkit.compress.walk import BandsWish
 from tolkit.parallel import BlockPool
 from tolkit.sources import TableSource
 from tolkit_formats.codecs import Steps

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tolkit.compress.allocate import Allocation, fill, widths_at
-from tolkit.compress.bands import LayerFit
-from tolkit.compress.resolve import BandsLayer, layer_codecs, resolve
+from tolkit.compress.fill.allocate import Allocation, fill, widths_at
+from tolkit.compress.fill.resolve import BandsLayer, layer_codecs, resolve
+from tolkit.compress.fill.walk_bands import LayerFit
 from tolkit.errors import UsageError
 from tolkit_formats.codecs import Bands
 from tolkit_formats.predictor import Predictor

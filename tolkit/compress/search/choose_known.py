@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from tolkit.compress.choose_measure import Meter, SetCost
-from tolkit.compress.choose_search import sets_of_one
+from tolkit.compress.search.choose_measure import Meter, SetCost
+from tolkit.compress.search.choose_search import sets_of_one
 from tolkit.errors import DataError
 from tolkit.evaluate.forward import Machine
 from tolkit.evaluate.judge import Judge
