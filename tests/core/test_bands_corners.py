@@ -13,7 +13,8 @@ from _nano import RAW_F32, write_nano
 from _pico import pico_counts, pico_model, pico_tokenizer_files
 
 from tolkit.build import build
-from tolkit.compress import CompressSpec, fit_bands
+from tolkit.compress import CompressSpec
+from tolkit.compress.fill import bands as fit_bands
 from tolkit.compress.spec import BandsWish
 from tolkit.errors import NonFiniteError, UsageError
 from tolkit.model import save_checkpoint

@@ -12,8 +12,11 @@ from _nano import tree_bytes
 from _pico import pico_model, pico_tokenizer_files
 
 from tolkit.bundling import BundleReport, Resources
-from tolkit.compress import CompressSpec, compress, encode_steps, fit_bands, fit_steps, foresee
+from tolkit.compress import CompressSpec, compress, foresee
 from tolkit.compress.encode import WORK_ROWS
+from tolkit.compress.fill import bands as fit_bands
+from tolkit.compress.fill import encode_steps
+from tolkit.compress.fill import steps as fit_steps
 from tolkit.compress.outlook import Outlook, outlook
 from tolkit.compress.spec import BandsWish
 from tolkit.errors import UsageError

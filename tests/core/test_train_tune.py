@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from _heal import Interrupted, Interrupting, heal_folder, heal_spec, quiet
+from _heal import heal_folder, heal_spec
 from _nano import tree_bytes
 from _pico import pico_checkpoint
+from _training import Interrupted, Interrupting, quiet
 
 from tolkit.bundling import Resources
 from tolkit.compress import CompressSpec, compress
