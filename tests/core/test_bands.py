@@ -107,6 +107,10 @@ def test_a_budget_below_the_floor_names_the_floor(checkpoint: Path, tmp_path: Pa
         run(checkpoint, tmp_path / "b.tol", budget_bytes=1000, bands=BandsWish("klt", 3))
     floor = int(str(caught.value.hint).split("at least ")[1].split(" bytes")[0].replace(",", ""))
     assert f"{floor:,} bytes" in caught.value.message
+    assert "predictions" in caught.value.message and "--predict 0" in str(caught.value.hint)
+    with pytest.raises(UsageError, match="floor: means and empty records") as caught:
+        run(checkpoint, tmp_path / "b.tol", budget_bytes=1000)
+    assert "--predict" not in str(caught.value.hint)
     assert not (tmp_path / "b.tol").exists()
     report = run(checkpoint, tmp_path / "b.tol", budget_bytes=floor, bands=BandsWish("klt", 3))
     assert report.table_bytes <= floor

@@ -99,7 +99,8 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
     """
     best = _Sized.of(fits, shape, 0)
     if best.table_bytes > budget_bytes:
-        raise _below(budget_bytes, best.table_bytes, shape)
+        predicts = any(fit.predictor is not None for fit in fits)
+        raise _below(budget_bytes, best.table_bytes, shape, predicts)
     # More records also bring more rows of bases, so what is left for records has to be searched.
     low, high = 0, budget_bytes + 1
     while high - low > STRIDE_MULTIPLE:
@@ -113,19 +114,19 @@ def fill_budget(fits: Sequence[LayerFit], shape: Shape, budget_bytes: int) -> Fi
     return Filled(dict(zip(shape.layers, decided, strict=True)), best.tiers, best.table_bytes)
 
 
-def require_room(shape: Shape, floor_bytes: int, budget_bytes: int) -> None:
+def require_room(shape: Shape, floor_bytes: int, budget_bytes: int, predicts: bool) -> None:
     """UsageError where `budget_bytes` is below the floor, before anything is fitted."""
     if floor_bytes > budget_bytes:
-        raise _below(budget_bytes, floor_bytes, shape)
+        raise _below(budget_bytes, floor_bytes, shape, predicts)
 
 
-def _below(budget_bytes: int, floor_bytes: int, shape: Shape) -> UsageError:
+def _below(budget_bytes: int, floor_bytes: int, shape: Shape, predicts: bool) -> UsageError:
     values = shape.hidden_size * sum(shape.tier_rows) * len(shape.layers)
     return UsageError(
-        f"budget: {budget_bytes:,} bytes are below the floor: means, predictions and empty "
-        f"records of {sum(shape.tier_rows):,} tokens take {floor_bytes:,} bytes "
+        f"budget: {budget_bytes:,} bytes are below the floor: means{', predictions' * predicts} "
+        f"and empty records of {sum(shape.tier_rows):,} tokens take {floor_bytes:,} bytes "
         f"({8 * floor_bytes / values:.3f} bits/value of the kept layers)",
-        hint=f"give at least {floor_bytes:,} bytes, or --predict 0",
+        hint=f"give at least {floor_bytes:,} bytes{', or --predict 0' * predicts}",
     )
 
 

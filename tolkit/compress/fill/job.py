@@ -79,7 +79,7 @@ def make_job(
     if plan.bands.predictor_bits is None and floor > plan.table_bytes:
         wish = replace(wish, predictor_bits=0)
         floor = _smallest(shape, plan, 0)
-    require_room(shape, floor, plan.table_bytes)
+    require_room(shape, floor, plan.table_bytes, bool(wish.predictor_bits))
     scratch = Scratch(work)
     return Job(
         source,
