@@ -22,6 +22,9 @@ from pathlib import Path
 
 import torch
 from _memory import MIB, PeakMemory, anonymous_bytes
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from _sparse import write_sparse
 
 from tolkit.runtime import open_table_rows
