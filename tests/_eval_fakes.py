@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from _pico import pico_model, pico_tokenizer_files
@@ -79,8 +80,8 @@ def pico_pair(noise: float = 0.05, **overrides: object) -> tuple[FakeRunnable, F
 
 
 def run_evaluation(
-    candidates: Sequence[Runnable], reference: Runnable | None, windows: Windows, **options: object
+    candidates: Sequence[Runnable], reference: Runnable | None, windows: Windows, **options: Any
 ) -> list[EvalResult]:
     """`evaluate` on the CPU, without progress unless `options` say otherwise."""
-    settings = {"device": "cpu", "progress": SilentProgress(), **options}
-    return evaluate(candidates, reference, windows, **settings)  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"device": "cpu", "progress": SilentProgress(), **options}
+    return evaluate(candidates, reference, windows, **settings)

@@ -1,6 +1,7 @@
 """Badly compressed bundles and the runs that heal them."""
 
 from pathlib import Path
+from typing import Any
 
 from _nano import tree_bytes
 from _pico import pico_checkpoint
@@ -11,9 +12,9 @@ from tolkit.progress import SilentProgress
 from tolkit.train import TrainSpec
 
 
-def coded(checkpoint: Path, **options: object) -> Path:
+def coded(checkpoint: Path, **options: Any) -> Path:
     """A badly compressed bundle of a checkpoint, beside it."""
-    spec = CompressSpec(rank="25%", codec="nf4", **options)  # type: ignore[arg-type]
+    spec = CompressSpec(rank="25%", codec="nf4", **options)
     compress(checkpoint, checkpoint.with_suffix(".tol"), spec, progress=SilentProgress())
     return checkpoint.with_suffix(".tol")
 
